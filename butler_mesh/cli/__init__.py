@@ -1,0 +1,1 @@
+"""The ``butler-mesh`` command: one file a sub-command."""

@@ -1,0 +1,335 @@
+"""The mesh's own engine: the client's and the instance's machines over ports of any kind.
+
+* Ordering: requests of one client to one service leave in order; with several instances or more than
+  one credit they run side by side. Parts of one stream arrive in order.
+* Delivery: at most once; an IDEMPOTENT request may run twice if its instance or router dies.
+* A dying instance: its IDEMPOTENT and never-started requests go to another, the rest is 502 at once.
+* An absent far side: a call waits up to 3 s for a router, then 503; for a service as the router's
+  grace allows, then 404 or 503.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from gevent.event import Event
+from greenlet import getcurrent
+
+from butler_mesh import deadlines, status
+from butler_mesh.clock import monotonic
+from butler_mesh.connections.base import ClientConnection, Delivery, Handler, InstanceConnection, OnReply
+from butler_mesh.connections.control import ControlPlane
+from butler_mesh.connections.pump import TURN_S, Port, Pump
+from butler_mesh.connections.workers import Worker, Workers
+from butler_mesh.errors import Closed, Stopped
+from butler_mesh.protocol import mesh
+from butler_mesh.protocol.client import ClientProtocol, Pending
+from butler_mesh.protocol.instance import CREDIT, Identity, InstanceProtocol, Intake, Job, Sign
+from butler_mesh.protocol.member import Phase
+
+Dial = Callable[[], Port]
+"""Opens a port to one router; called in the process that uses it."""
+
+_log = logging.getLogger("butler_mesh.connections")
+
+
+class MeshClient(ClientConnection):
+    """One connection to each router; calls go to the first that has welcomed us."""
+
+    def __init__(self, dials: Sequence[Dial], *, connect_timeout_s: float | None = None) -> None:
+        self._links: list[tuple[ClientProtocol, Pump]] = []
+        self._is_closed = False
+        self._has_left = Event()
+        options = {} if connect_timeout_s is None else {"connect_timeout_s": connect_timeout_s}
+        for dial in dials:
+            machine = ClientProtocol(monotonic(), **options)
+            pump = Pump(machine, after=_Replies(machine, self._look), logger="butler_mesh.client")
+            self._links.append((machine, pump))
+            pump.attach(dial())
+
+    def submit(
+        self,
+        target: str,
+        envelope: bytes,
+        *,
+        deadline: float,
+        flags: int,
+        on_reply: OnReply,
+        window: int = 0,
+    ) -> tuple[Pending, ClientProtocol, Pump]:
+        if self._is_closed:
+            raise Closed("the client is closed")
+        machine, pump = self._links[0]
+        if machine.phase is not Phase.PRESENT:
+            for machine, pump in self._links:
+                if machine.phase is Phase.PRESENT:
+                    break
+            else:
+                machine, pump = self._links[0]
+        now = monotonic()
+        call = machine.submit(
+            target.encode(),
+            envelope,
+            deadline=deadline,
+            flags=flags,
+            on_reply=on_reply,
+            now=now,
+            window=window,
+        )
+        pump.arm(now)
+        return call, machine, pump
+
+    def cancel(self, call: tuple[Pending, ClientProtocol, Pump]) -> None:
+        pending, machine, pump = call
+        if pending.on_reply is not None:
+            machine.cancel(pending)
+            pump.arm(monotonic())
+
+    def grant(self, call: tuple[Pending, ClientProtocol, Pump], parts: int) -> None:
+        pending, machine, pump = call
+        now = monotonic()
+        machine.grant(pending, parts, now)
+        pump.arm(now)
+
+    def close(self, drain_s: float) -> list[tuple[int, str]]:
+        if not self._is_closed:
+            self._is_closed = True
+            now = monotonic()
+            for machine, pump in self._links:
+                machine.fail_all(status.CANCELLED, "the client was closed")
+                machine.goodbye()
+                pump.arm(now)
+            self._look()
+            self._has_left.wait(drain_s)
+            for _, pump in self._links:
+                pump.close()
+        return [refusal for machine, _ in self._links for refusal in machine.refusals]
+
+    def abandon(self) -> None:
+        self._is_closed = True
+        for _, pump in self._links:
+            pump.abandon()
+
+    def _look(self) -> None:
+        if self._is_closed and all(machine.phase is Phase.LEFT for machine, _ in self._links):
+            self._has_left.set()
+
+
+class _Replies:
+    """A client's part of a turn: hand out what came, each to its caller."""
+
+    def __init__(self, machine: ClientProtocol, look: Callable[[], None]) -> None:
+        self._machine = machine
+        self._look = look
+
+    def __call__(self, now: float) -> bool:
+        machine = self._machine
+        while machine.replies:
+            replies, machine.replies = machine.replies, []
+            for call, kind, code, flags, envelope in replies:
+                on_reply = call.on_reply
+                if on_reply is None:
+                    continue
+                if kind == mesh.FINAL:
+                    call.on_reply = None
+                try:
+                    on_reply(kind, code, flags, envelope)
+                except Exception:
+                    # What a woken greenlet lets out ends here, not in the turn.
+                    _log.exception("reply-callback-failed")
+        self._look()
+        return False
+
+
+class MeshDelivery(Delivery):
+    """A job in the hands of a handler."""
+
+    __slots__ = ("_connection", "deadline", "envelope", "flags", "job", "target", "window_opened", "worker")
+
+    def __init__(self, job: Job, connection: MeshInstance) -> None:
+        self.job = job
+        self.target = job.target.decode("utf-8", "replace")
+        self.envelope = job.envelope
+        self.flags = job.flags
+        self.deadline = job.deadline
+        self.window_opened: Event | None = None
+        self.worker: Worker[MeshDelivery] | None = None
+        self._connection = connection
+
+    def reply(self, status: int, envelope: bytes, *, flags: int = 0, final: bool = True) -> None:
+        now = monotonic()
+        job = self.job
+        job.machine.reply(job, status, envelope, now, flags=flags, final=final)
+        self._connection.arm(job.machine, now)
+
+    def wait_for_window(self) -> None:
+        if self.job.window <= 0:
+            self.window_opened = self.window_opened or Event()
+            while self.job.window <= 0:
+                self.window_opened.clear()
+                self.window_opened.wait()
+
+
+class MeshInstance(InstanceConnection):
+    """An instance registered with every router it dials; one credit for all of them together."""
+
+    def __init__(
+        self,
+        dials: Sequence[Dial],
+        service: str,
+        paths: Sequence[str] = (),
+        *,
+        credit: int = CREDIT,
+        control_endpoints: Sequence[str] = (),
+        register_secret: str | bytes | None = None,
+        pooled_greenlets: bool = True,
+    ) -> None:
+        host = socket.gethostname()
+        self.wid = f"{service or 'paths'}-{host}-{secrets.token_hex(5)}"
+        self._dials = dials
+        self._identity = Identity(self.wid, service, tuple(paths), host, os.getpid(), secret=register_secret)
+        self._intake = Intake(credit)
+        self._links: dict[InstanceProtocol, Pump] = {}
+        self._handler: Handler | None = None
+        self._workers: Workers[MeshDelivery] = Workers(self._serve, is_pooled=pooled_greenlets)
+        # Jobs that arrived and have not begun, with what happened to them since, in order.
+        self._signs: deque[tuple[Sign, Job]] = deque()
+        self._control_endpoints = control_endpoints
+        self._control: ControlPlane | None = None
+        self._is_closed = False
+        self._registered = Event()
+        self._changed = Event()
+
+    def serve(self, handler: Handler) -> None:
+        self._handler = handler
+        epoch = secrets.token_hex(16)
+        for dial in self._dials:
+            machine = InstanceProtocol(monotonic(), self._identity, self._intake, epoch)
+            pump = Pump(machine, after=self._after, logger="butler_mesh.service")
+            self._links[machine] = pump
+            pump.attach(dial())
+        if self._control_endpoints:
+            self._control = ControlPlane(list(zip(self._control_endpoints, self._links, strict=True)))
+            self._control.start()
+
+    def wait_until_registered(self, timeout_s: float) -> bool:
+        return bool(self._registered.wait(timeout_s))
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether some router has confirmed us, now."""
+        return any(machine.is_registered for machine in self._links)
+
+    def stop_intake(self) -> None:
+        now = monotonic()
+        for machine, pump in self._links.items():
+            machine.stop_intake()
+            pump.arm(now)
+
+    def close(self, drain_s: float) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.stop_intake()
+        until = monotonic() + drain_s
+        self._wait(lambda: self._intake.running <= 0, until)
+        for worker in list(self._workers.running):
+            delivery = worker.job
+            if delivery is not None and worker is not getcurrent():
+                self._workers.stop(worker, delivery, Stopped(status.UNAVAILABLE, "the service stops"))
+        now = monotonic()
+        for machine, pump in self._links.items():
+            machine.goodbye()
+            pump.arm(now)
+        # The receipt says that the last replies have arrived; it is worth a moment beyond the grace.
+        self._wait(lambda: all(m.phase is Phase.LEFT for m in self._links), max(until, now + 1.0))
+        if self._control is not None:
+            self._control.stop()
+        for pump in self._links.values():
+            pump.close()
+
+    def abandon(self) -> None:
+        self._is_closed = True
+        if self._control is not None:
+            self._control.abandon()
+        for pump in self._links.values():
+            pump.abandon()
+
+    def arm(self, machine: InstanceProtocol, now: float) -> None:
+        """A reply was written outside a turn."""
+        self._links[machine].arm(now)
+
+    # --- the instance's part of a turn --------------------------------------------------------
+
+    def _after(self, now: float) -> bool:
+        signs = self._signs
+        for machine in self._links:
+            if machine.signs:
+                signs += machine.signs
+                machine.signs.clear()
+        flush_at = now + TURN_S
+        while signs:
+            sign, job = signs.popleft()
+            if sign is Sign.ARRIVED:
+                delivery = job.runner = MeshDelivery(job, self)
+                delivery.worker = self._workers.start(delivery)
+            else:
+                self._act(sign, job)
+            if monotonic() > flush_at and signs:
+                # What is finished leaves, and the rest of the hub gets its turn, before the next begins.
+                return True
+        if self.is_registered:
+            self._registered.set()
+        self._changed.set()
+        return False
+
+    def _act(self, sign: Sign, job: Job) -> None:
+        delivery: MeshDelivery | None = job.runner
+        if job.is_over or delivery is None or delivery.worker is None:
+            return
+        if sign is Sign.WINDOW:
+            if delivery.window_opened is not None:
+                delivery.window_opened.set()
+        elif sign is Sign.EXPIRED:
+            error = Stopped(status.DEADLINE_PASSED, "deadline passed while the handler ran")
+            self._workers.stop(delivery.worker, delivery, error)
+        else:
+            error = Stopped(status.CANCELLED, "the caller gave up")
+            self._workers.stop(delivery.worker, delivery, error)
+
+    def _serve(self, delivery: MeshDelivery) -> bool:
+        """Run the handler, and see to the one FINAL whatever it does. Runs in the worker's greenlet."""
+        job = delivery.job
+        handler = self._handler
+        assert handler is not None
+        if job.deadline <= monotonic():
+            self._fail(delivery, status.DEADLINE_PASSED, "deadline passed before the handler ran")
+            return True
+        deadlines.current.set(job.deadline)
+        try:
+            handler(delivery)
+        except Stopped as stopped:
+            self._fail(delivery, stopped.status, stopped.message)
+            return False
+        except BaseException as error:
+            # SystemExit and GreenletExit included: in a greenlet whose parent is the hub they would
+            # end the process, and the request would never be answered.
+            self._fail(delivery, status.SERVER_ERROR, f"{type(error).__name__}: {error}")
+            return False
+        if not job.is_over:
+            self._fail(delivery, status.SERVER_ERROR, "the handler sent no reply")
+        return True
+
+    def _fail(self, delivery: MeshDelivery, code: int, message: str) -> None:
+        if not delivery.job.is_over:
+            delivery.reply(code, mesh.pack_failure(code, message)[2:])
+
+    def _wait(self, is_done: Callable[[], bool], until: float) -> None:
+        while not is_done() and monotonic() < until:
+            self._changed.clear()
+            self._changed.wait(min(until - monotonic(), 0.1))

@@ -1,0 +1,42 @@
+"""From an address to its engine; the driver is imported when an address first names it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from butler_mesh.addresses import Address
+from butler_mesh.connections.base import ClientConnection, InstanceConnection
+from butler_mesh.connections.engine import MeshClient, MeshInstance
+from butler_mesh.connections.node import RouterNode
+from butler_mesh.errors import AddressError
+
+_ENGINES = {
+    "tcp": "butler_mesh.connections.zeromq",
+    "ipc": "butler_mesh.connections.zeromq",
+    "memory": "butler_mesh.connections.memory",
+}
+
+
+def connect_client(target: Address | RouterNode, **options: Any) -> ClientConnection:
+    """Open the client side of the routers an address names, or of a router in this process."""
+    if isinstance(target, RouterNode):
+        return MeshClient([target.dial], **options)
+    return cast(ClientConnection, _engine(target).client(target.endpoints, **options))
+
+
+def connect_instance(
+    target: Address | RouterNode, service: str, paths: Sequence[str] = (), **options: Any
+) -> InstanceConnection:
+    """Open the service side of the routers an address names, or of a router in this process."""
+    if isinstance(target, RouterNode):
+        return MeshInstance([target.dial], service, paths, **options)
+    return cast(InstanceConnection, _engine(target).instance(target.endpoints, service, paths, **options))
+
+
+def _engine(address: Address) -> Any:
+    name = _ENGINES.get(address.scheme)
+    if name is None:
+        raise AddressError(f"no engine is installed for {address.scheme}://")
+    return import_module(name)

@@ -1,0 +1,1 @@
+"""The wire and the three machines: pure code without sockets, clocks, threads, randomness or logs."""

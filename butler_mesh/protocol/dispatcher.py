@@ -1,0 +1,463 @@
+"""The heart of the router: calls find instances, replies find callers, and every call ends.
+
+It knows neither sockets nor greetings. ``RouterProtocol`` and ``Majordomo`` feed it what peers said;
+it writes into the peers' outboxes. The invariants:
+
+* a call accepted from a client is answered exactly once (one-way calls: only when refused or lost),
+* a token is in exactly one instance's table from dispatch to FINAL or RETURN, and only a record that
+  came over that instance's connection can end it: a forged or late reply reaches nobody,
+* an instance is never sent more calls than it announced credit for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from butler_mesh import status
+from butler_mesh.counters import Counters
+from butler_mesh.protocol import mesh
+from butler_mesh.protocol.liveness import State
+from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, PARTIAL, STREAM, Record
+from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
+from butler_mesh.protocol.peers import Call, ClientPeer, InstancePeer, ServicePool
+from butler_mesh.protocol.wheel import NEVER, Wheel
+
+QUEUE_PER_SERVICE = 1000
+"""Requests that may wait for one service: at 30 000 calls/s, a thirtieth of a second's work."""
+REGISTER_GRACE_S = 3.0
+"""How long after its start a router takes an unknown service for one that is about to register."""
+ABSENT_GRACE_S = 60.0
+"""How long requests for a service may wait after its last instance left: a deploy, not a typo."""
+MAX_POOLS = 10_000
+"""Services, known or asked for: names that clients make up must not grow the table without end."""
+RETRY_AFTER_S = 1.0
+
+Introspect = Callable[[ClientPeer, int, bytes, bytes], None]
+
+
+class Dispatcher:
+    """Pools, tokens, credit and deadlines. ``first_token`` is a random 63-bit number: tokens are never
+    reused, so those of an earlier router mean nothing to this one."""
+
+    def __init__(
+        self,
+        now: float,
+        first_token: int,
+        counters: Counters,
+        introspect: Introspect,
+        *,
+        queue_limit: int = QUEUE_PER_SERVICE,
+        register_grace_s: float = REGISTER_GRACE_S,
+        absent_grace_s: float = ABSENT_GRACE_S,
+        max_body_bytes: int = mesh.MAX_BODY_BYTES,
+    ) -> None:
+        self.pools: dict[bytes, ServicePool] = {}
+        # Whole-segment path prefix -> the one service that owns it.
+        self.prefixes: dict[bytes, ServicePool] = {}
+        self.wheel: Wheel[Call] = Wheel()
+        self.counters = counters
+        self.queue_limit = queue_limit
+        self.absent_grace_s = absent_grace_s
+        self.max_body_bytes = max_body_bytes
+        # Answers requests to the router itself (MMI): client, id, target, envelope.
+        self._introspect = introspect
+        self._grace_until = now + register_grace_s
+        self._token = first_token
+        # Pools with a request and, perhaps, somebody free: looked at once the turn's input is read.
+        self._due: list[ServicePool] = []
+        # Instances out of rotation because their outbox is full.
+        self._congested: set[InstancePeer] = set()
+
+    # --- from clients -------------------------------------------------------------------------
+
+    def request(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a REQUEST; ``sent_at`` is when its remaining time began to run."""
+        _, flags, id_, remaining_ms, payload, envelope = record
+        target, _, offset = mesh.split_target(payload, flags)
+        size = len(payload) - offset if envelope is None else len(envelope)
+        if size > self.max_body_bytes:
+            self.counters.add("refused.too_large")
+            client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {self.max_body_bytes} bytes"))
+        elif flags & mesh.CRITICAL:
+            self.counters.add("refused.unknown_flag")
+            client.refuse(id_, mesh.pack_failure(status.NOT_IMPLEMENTED, "a flag this router does not know"))
+        elif id_ in client.calls:
+            # Answering would answer the call that owns the id.
+            self.counters.add("dropped.duplicate_id")
+        elif target[:4] == b"mmi.":
+            self._introspect(client, id_, target, payload[offset:])
+        elif remaining_ms or not flags & STREAM:
+            patience_s = remaining_ms / 1000.0
+            self.accept(client, id_, flags, sent_at + patience_s, target, payload, envelope, now)
+        else:
+            self.accept(client, id_, flags, NEVER, target, payload, envelope, now)
+
+    def accept(
+        self,
+        client: ClientPeer,
+        id_: int,
+        flags: int,
+        deadline: float,
+        target: bytes,
+        payload: bytes,
+        envelope: mesh.Frame | None,
+        now: float,
+        *,
+        must_queue: bool = False,
+    ) -> None:
+        """Queue one call, or refuse it: 404 unknown, 503 full, 504 expired. ``must_queue`` is for
+        dialects without an error code, whose requests wait for a service to come (RFC 7)."""
+        pool = self.find(target)
+        if pool is None or not (pool.instances or must_queue or self._is_expected(pool, now)):
+            pool = self._imagine(client, id_, target, now, must_queue=must_queue)
+            if pool is None:
+                return
+        if len(pool.queue) >= self.queue_limit:
+            self.counters.add("refused.queue_full")
+            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S))
+            return
+        if deadline <= now:
+            self.counters.add("expired.on_arrival")
+            client.refuse(id_, mesh.pack_failure(status.DEADLINE_PASSED, "deadline passed on the way"))
+            return
+        call = Call(client, id_, flags, deadline, payload, envelope, pool)
+        if deadline != NEVER:
+            call.slot = self.wheel.add(call, deadline)
+            if flags & STREAM:
+                call.patience_s = deadline - now
+        if not flags & ONE_WAY:
+            client.calls[id_] = call
+        pool.queue.push(client, call)
+        call.is_queued = True
+        if not pool.is_due:
+            pool.is_due = True
+            self._due.append(pool)
+
+    def cancel(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a CANCEL: the client has given up and wants no answer."""
+        call = client.calls.pop(record.id, None)
+        if call is not None:
+            self.counters.add("cancelled")
+            self._abandon(call)
+
+    def window(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a WINDOW: the reader has room for more parts, and patience with them."""
+        mesh.split_window(record.payload)
+        call = client.calls.get(record.id)
+        if call is not None and call.instance is not None and call.flags & STREAM:
+            self._renew(call, now)
+            call.instance.grant(call.token, record.payload)
+
+    def forget(self, client: ClientPeer) -> None:
+        """Give up everything a client that left was waiting for. Its one-way calls go on."""
+        client.is_gone = True
+        calls = list(client.calls.values())
+        client.calls.clear()
+        for call in calls:
+            self._abandon(call)
+
+    # --- from instances -----------------------------------------------------------------------
+
+    def final(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a FINAL: answer the caller, free the credit."""
+        kind, flags, token, _, payload, envelope = record
+        mesh.split_status(payload)
+        call = instance.calls.pop(token, None)
+        if call is None:
+            self.counters.add("dropped.unknown_token")
+            return
+        self._refund(instance)
+        client = call.client
+        if client is None:
+            return
+        self._settle(call)
+        if not call.flags & ONE_WAY:
+            client.reply(call, kind, flags, payload, envelope)
+            if client.outbox.pending_bytes > MAX_OUTBOX_BYTES:
+                self._cut(client)
+
+    def partial(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a PARTIAL: pass it on, and renew the stream's deadline."""
+        _, flags, token, _, payload, envelope = record
+        mesh.split_status(payload)
+        call = instance.calls.get(token)
+        if call is None:
+            self.counters.add("dropped.unknown_token")
+            return
+        client = call.client
+        if client is None:
+            return
+        if not call.flags & STREAM:
+            self.counters.add("refused.partial")
+            self._fail(call, status.SERVER_ERROR, "the handler streamed to a request that takes one reply")
+            instance.cancel(token)
+            return
+        call.parts += 1
+        self._renew(call, now)
+        client.reply(call, PARTIAL, flags, payload, envelope)
+        if client.outbox.pending_bytes > MAX_OUTBOX_BYTES:
+            self._cut(client)
+
+    def returned(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a RETURN: never started, so it goes to the front of the queue. The credit stays spent
+        until the instance tops it up: giving it back would send the call straight there again."""
+        call = instance.calls.pop(record.id, None)
+        if call is None:
+            self.counters.add("dropped.unknown_token")
+            return
+        self.counters.add("returned")
+        if call.client is not None:
+            self._requeue(call)
+
+    def credit(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a CREDIT: more room at the instance, or (negative) less."""
+        change = mesh.split_credit(record.payload)
+        instance.credit += change
+        instance.free += change
+        self._rotate_in(instance)
+        self._rotate_out(instance)
+
+    def enlist(self, instance: InstancePeer, name: bytes, paths: list[bytes], now: float) -> str:
+        """Put an instance into the pool of its service; return why not, or ''."""
+        key = name or b" ".join(sorted(paths))
+        for path in paths:
+            owner = self.prefixes.get(path)
+            if owner is not None and owner.name != key and owner.instances:
+                return f"path {path.decode('utf-8', 'replace')} belongs to another service"
+        pool = self.pools.get(key)
+        if pool is None:
+            pool = self.pools[key] = ServicePool(key, now)
+        pool.instances.add(instance)
+        pool.paths.update(paths)
+        for path in paths:
+            self.prefixes[path] = pool
+        instance.pool = pool
+        self._adopt(pool)
+        self._rotate_in(instance)
+        return ""
+
+    def lose(self, instance: InstancePeer, now: float) -> None:
+        """Take an instance out: its calls are dispatched again where that is sound, else 502."""
+        instance.is_gone = True
+        pool = instance.pool
+        if pool is None:
+            return
+        instance.free = 0
+        self._rotate_out(instance)
+        instance.pool = None
+        self._congested.discard(instance)
+        pool.instances.discard(instance)
+        if not pool.instances:
+            pool.left_at = now
+        calls = list(instance.calls.values())
+        instance.calls.clear()
+        for call in calls:
+            if call.client is None:
+                continue
+            may_repeat = call.flags & IDEMPOTENT and not call.was_dispatched_again and not call.parts
+            if may_repeat and call.deadline > now:
+                call.was_dispatched_again = True
+                self.counters.add("dispatched_again")
+                self._requeue(call)
+            else:
+                self.counters.add("lost")
+                self._fail(call, status.INSTANCE_LOST, f"instance {instance.wid} was lost")
+
+    def judge(self, instance: InstancePeer, state: State) -> None:
+        """Note an instance's health: a blocked one gets nothing new and keeps what it has."""
+        if state is not instance.state:
+            instance.state = state
+            self._rotate_in(instance)
+            self._rotate_out(instance)
+
+    # --- turns and time -----------------------------------------------------------------------
+
+    def dispatch(self, now: float) -> None:
+        """Send queued calls to free instances, client by client, least recently used first."""
+        due, self._due = self._due, []
+        for pool in due:
+            pool.is_due = False
+            queue, rotation = pool.queue, pool.rotation
+            while rotation and len(queue):
+                instance = rotation[0]
+                if instance.outbox.pending_bytes > MAX_OUTBOX_BYTES:
+                    self._congested.add(instance)
+                    self._rotate_out(instance, force=True)
+                    continue
+                call = queue.pop()
+                call.is_queued = False
+                if call.deadline <= now:
+                    self._expire(call)
+                    continue
+                self._token += 1
+                call.token = self._token
+                call.instance = instance
+                instance.calls[self._token] = call
+                left = 0 if call.slot is None else mesh.remaining_ms(call.deadline, now)
+                instance.request(call, left)
+                instance.free -= 1
+                if instance.free <= 0:
+                    rotation.popleft()
+                    instance.in_rotation = False
+                elif len(rotation) > 1:
+                    rotation.rotate(-1)
+
+    def expire(self, now: float) -> None:
+        """Answer 504 (503 where no instance ever came) to every call whose deadline has passed."""
+        for call in self.wheel.pop_due(now):
+            if call.client is not None:
+                self._expire(call)
+
+    def tidy(self, now: float) -> None:
+        """Let uncongested instances back in, forget services that are long gone; for a slow timer."""
+        for instance in list(self._congested):
+            if instance.outbox.pending_bytes <= MAX_OUTBOX_BYTES // 2:
+                self._congested.discard(instance)
+                self._rotate_in(instance)
+        for name, pool in list(self.pools.items()):
+            if not pool.instances and not len(pool.queue) and not self._is_expected(pool, now):
+                del self.pools[name]
+                for path in pool.paths:
+                    if self.prefixes.get(path) is pool:
+                        del self.prefixes[path]
+
+    def find(self, target: bytes) -> ServicePool | None:
+        """Return the pool for a service name, or for a path by its longest registered prefix."""
+        pool = self.pools.get(target)
+        if pool is not None or target[:1] != b"/":
+            return pool
+        head = target
+        while head:
+            pool = self.prefixes.get(head)
+            if pool is not None:
+                return pool
+            head = head.rpartition(b"/")[0]
+        return self.prefixes.get(b"/")
+
+    # --- within -------------------------------------------------------------------------------
+
+    def _is_expected(self, pool: ServicePool, now: float) -> bool:
+        return now < self._grace_until or now - pool.left_at < self.absent_grace_s
+
+    def _imagine(
+        self, client: ClientPeer, id_: int, target: bytes, now: float, *, must_queue: bool
+    ) -> ServicePool | None:
+        """Return a pool for a service nobody has registered yet, or refuse the request."""
+        if not must_queue and now >= self._grace_until:
+            self.counters.add("refused.not_found")
+            what = "path" if target[:1] == b"/" else "service"
+            text = f"no such {what}: {target[:255].decode('utf-8', 'replace')}"
+            client.refuse(id_, mesh.pack_failure(status.NOT_FOUND, text))
+            return None
+        if len(self.pools) >= MAX_POOLS:
+            self.counters.add("refused.too_many_services")
+            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "too many services", RETRY_AFTER_S))
+            return None
+        # Asked for, never seen: it may be forgotten as soon as the grace is over and nobody waits.
+        pool = self.pools[target] = ServicePool(target, now - self.absent_grace_s)
+        return pool
+
+    def _adopt(self, pool: ServicePool) -> None:
+        """Give a new owner the requests that came for its paths before it did."""
+        for name, other in list(self.pools.items()):
+            if other is pool or other.instances or name[:1] != b"/":
+                continue
+            del self.pools[name]
+            if self.find(name) is not pool:
+                self.pools[name] = other
+                continue
+            for call in list(other.queue):
+                call.pool = pool
+                if call.client is not None:
+                    pool.queue.push(call.client, call)
+        self._mark_due(pool)
+
+    def _mark_due(self, pool: ServicePool) -> None:
+        if len(pool.queue) and not pool.is_due:
+            pool.is_due = True
+            self._due.append(pool)
+
+    def _refund(self, instance: InstancePeer) -> None:
+        instance.free += 1
+        if not instance.in_rotation:
+            self._rotate_in(instance)
+        elif instance.pool is not None and len(instance.pool.queue):
+            self._mark_due(instance.pool)
+
+    def _rotate_in(self, instance: InstancePeer) -> None:
+        pool = instance.pool
+        if pool is None or instance in self._congested:
+            return
+        if not instance.in_rotation and instance.free > 0 and instance.state is State.READY:
+            instance.in_rotation = True
+            pool.rotation.append(instance)
+        self._mark_due(pool)
+
+    def _rotate_out(self, instance: InstancePeer, *, force: bool = False) -> None:
+        if not instance.in_rotation:
+            return
+        if force or instance.free <= 0 or instance.state is not State.READY:
+            instance.in_rotation = False
+            if instance.pool is not None:
+                instance.pool.rotation.remove(instance)
+
+    def _renew(self, call: Call, now: float) -> None:
+        if call.slot is not None:
+            self.wheel.remove(call, call.slot)
+            call.deadline = now + call.patience_s
+            call.slot = self.wheel.add(call, call.deadline)
+
+    def _settle(self, call: Call) -> None:
+        """Close the client's side of a call: its id is free, its deadline off the wheel."""
+        client = call.client
+        if client is not None and not call.flags & ONE_WAY:
+            client.calls.pop(call.id, None)
+        call.client = None
+        if call.slot is not None:
+            self.wheel.remove(call, call.slot)
+
+    def _fail(self, call: Call, code: int, message: str, retry_after_s: float | None = None) -> None:
+        client = call.client
+        self._settle(call)
+        if client is not None and not client.is_gone:
+            client.refuse(call.id, mesh.pack_failure(code, message, retry_after_s))
+
+    def _abandon(self, call: Call) -> None:
+        """Nobody waits any more: out of the queue, or word to the instance that has it."""
+        client = call.client
+        if call.is_queued and client is not None:
+            call.pool.queue.discard(client, call)
+            call.is_queued = False
+        self._settle(call)
+        if call.instance is not None and call.token in call.instance.calls:
+            call.instance.cancel(call.token)
+
+    def _expire(self, call: Call) -> None:
+        was_queued = call.instance is None
+        client = call.client
+        if call.is_queued and client is not None:
+            call.pool.queue.discard(client, call)
+            call.is_queued = False
+        self.counters.add("expired")
+        if was_queued and not call.pool.instances:
+            self._fail(call, status.UNAVAILABLE, "no instance of the service is registered", RETRY_AFTER_S)
+        else:
+            self._fail(call, status.DEADLINE_PASSED, "deadline passed")
+        if call.instance is not None and call.token in call.instance.calls:
+            call.instance.cancel(call.token)
+
+    def _requeue(self, call: Call) -> None:
+        call.instance = None
+        client = call.client
+        if client is not None:
+            call.pool.queue.push_front(client, call)
+            call.is_queued = True
+            self._mark_due(call.pool)
+
+    def _cut(self, client: ClientPeer) -> None:
+        """A client that does not read its replies: forget it, and tell it should it ever look."""
+        self.counters.add("cut.slow_client")
+        client.door.peers.pop(client.outbox.routing_id, None)
+        self.forget(client)
+        client.outbox.drop()
+        client.outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(status.UNAVAILABLE, "replies were not read"))

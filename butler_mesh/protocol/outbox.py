@@ -1,0 +1,130 @@
+"""What waits to leave for one peer: records being coalesced, and messages not yet sent."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from butler_mesh.protocol.mesh import (
+    ATTACHED,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_RECORDS,
+    RECORD_SIZE,
+    Frame,
+    pack_header,
+    pack_record,
+)
+
+MAX_OUTBOX_BYTES = 8 * 1024 * 1024
+"""What may wait for one peer: over it a request is answered 503, a reply cuts that client."""
+
+Message = Sequence[Frame]
+
+
+class Outbox:
+    """Records in, ZeroMQ messages out. The machine writes, the pump sends ``messages`` in order."""
+
+    __slots__ = (
+        "_attachments",
+        "_dirty",
+        "_pieces",
+        "_records",
+        "_size",
+        "_unsealed",
+        "door",
+        "is_dirty",
+        "messages",
+        "pending_bytes",
+        "routing_id",
+    )
+
+    def __init__(self, dirty: list[Outbox], door: object = None, routing_id: bytes = b"") -> None:
+        # The pump's way back: which of its ports, and whom behind it (b'' where there is just one).
+        self.door = door
+        self.routing_id = routing_id
+        # Everything unsent, attachments included: what the bound is measured against.
+        self.pending_bytes = 0
+        # Sealed messages with their size, oldest first. The pump pops what the socket has taken.
+        self.messages: deque[tuple[int, Message]] = deque()
+        # The machine's list of outboxes to look at when the turn ends; this one is in it at most once.
+        self._dirty = dirty
+        self.is_dirty = False
+        # The message being filled: place for the header, then header and payload of each record.
+        self._pieces: list[bytes] = [b""]
+        self._attachments: list[Frame] = []
+        self._records = 0
+        self._size = 0
+        # Filled messages that still lack their stamp: all of one turn get the same.
+        self._unsealed: list[tuple[list[bytes], list[Frame]]] = []
+
+    def add(
+        self,
+        kind: int,
+        flags: int = 0,
+        id_: int = 0,
+        remaining_ms: int = 0,
+        payload: bytes = b"",
+        envelope: Frame | None = None,
+    ) -> None:
+        """Append one record; ``envelope`` travels as a frame of its own."""
+        if not self.is_dirty:
+            self.is_dirty = True
+            self._dirty.append(self)
+        if envelope is not None:
+            flags |= ATTACHED
+            self._attachments.append(envelope)
+            self.pending_bytes += len(envelope)
+        size = len(payload)
+        pieces = self._pieces
+        pieces.append(pack_record(size, kind, flags, id_, remaining_ms))
+        pieces.append(payload)
+        size += RECORD_SIZE
+        self.pending_bytes += size
+        self._size += size
+        self._records += 1
+        if self._records >= MAX_BATCH_RECORDS or self._size >= MAX_BATCH_BYTES:
+            self._close()
+
+    def put(self, frames: Sequence[Frame]) -> None:
+        """Append one whole message of a foreign dialect."""
+        if not self.is_dirty:
+            self.is_dirty = True
+            self._dirty.append(self)
+        size = sum(map(len, frames))
+        self.pending_bytes += size
+        self.messages.append((size, frames))
+
+    def seal(self, now: float) -> None:
+        """Turn what was added into messages stamped with the turn's time; the turn calls it once."""
+        if self._records:
+            self._close()
+        if self._unsealed:
+            header = pack_header(int(now * 1000))
+            for pieces, attachments in self._unsealed:
+                pieces[0] = header
+                frame = b"".join(pieces)
+                # The header is not counted, so that what is taken off equals what was put on.
+                size = len(frame) - len(header) + sum(map(len, attachments))
+                self.messages.append((size, [frame, *attachments] if attachments else (frame,)))
+            self._unsealed.clear()
+
+    def sent(self) -> None:
+        """Forget the oldest message: the socket has taken it."""
+        self.pending_bytes -= self.messages.popleft()[0]
+
+    def drop(self) -> None:
+        """Forget everything: the peer is gone."""
+        self.messages.clear()
+        self._unsealed.clear()
+        self._pieces, self._attachments = [b""], []
+        self._records = self._size = self.pending_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should be added."""
+        return self.pending_bytes > MAX_OUTBOX_BYTES
+
+    def _close(self) -> None:
+        self._unsealed.append((self._pieces, self._attachments))
+        self._pieces, self._attachments = [b""], []
+        self._records = self._size = 0

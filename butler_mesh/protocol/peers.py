@@ -1,0 +1,214 @@
+"""Who is on the other side of a router's doors: its records of peers, calls and services."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from butler_mesh.protocol.liveness import Pulse, State, Transit
+from butler_mesh.protocol.mesh import CANCEL, FINAL, REQUEST, WINDOW, Frame
+from butler_mesh.protocol.outbox import Outbox
+from butler_mesh.protocol.queues import FairQueue
+
+
+class Door:
+    """One port of a router: a bound socket, or the local parties of its own process."""
+
+    __slots__ = ("accepts_clients", "accepts_services", "name", "peers")
+
+    def __init__(self, name: str, *, clients: bool = True, services: bool = True) -> None:
+        self.name = name
+        self.accepts_clients = clients
+        self.accepts_services = services
+        # Routing id -> who greeted us over it. Strangers are not kept.
+        self.peers: dict[bytes, Peer] = {}
+
+
+class Peer:
+    """Anybody that has greeted the router."""
+
+    __slots__ = ("door", "heard_at", "is_gone", "outbox", "role", "sent_at", "transit")
+
+    def __init__(self, door: Door, outbox: Outbox, role: str, now: float) -> None:
+        self.door = door
+        self.outbox = outbox
+        # Which table of the router's decides what this peer may send.
+        self.role = role
+        self.heard_at = now
+        self.sent_at = now
+        # Set when the peer left: what still points here then writes into the void.
+        self.is_gone = False
+        self.transit = Transit()
+
+    def heartbeat(self) -> None:
+        """Queue a sign of life; peers whose wire has none get nothing."""
+
+
+class ClientPeer(Peer):
+    """A peer that sends requests."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self, door: Door, outbox: Outbox, role: str, now: float) -> None:
+        super().__init__(door, outbox, role, now)
+        # The client's own id -> its call, from acceptance to the last reply; one-way calls are not in it.
+        self.calls: dict[int, Call] = {}
+
+    def reply(self, call: Call, kind: int, flags: int, payload: bytes, envelope: Frame | None) -> None:
+        """Queue one PARTIAL or FINAL of a call."""
+        self.outbox.add(kind, flags, call.id, 0, payload, envelope)
+
+    def refuse(self, id_: int, payload: bytes) -> None:
+        """Queue a FINAL that the router itself made."""
+        self.outbox.add(FINAL, 0, id_, 0, payload)
+
+
+class InstancePeer(Peer):
+    """A peer that answers requests."""
+
+    __slots__ = (
+        "calls",
+        "control",
+        "credit",
+        "epoch",
+        "free",
+        "hello",
+        "host",
+        "in_rotation",
+        "pid",
+        "pool",
+        "pulse",
+        "rss_kib",
+        "state",
+        "wid",
+    )
+
+    def __init__(self, door: Door, outbox: Outbox, role: str, now: float) -> None:
+        super().__init__(door, outbox, role, now)
+        self.wid = ""
+        self.epoch = ""
+        self.host = ""
+        self.pid = 0
+        self.rss_kib = 0
+        # None until READY was accepted.
+        self.pool: ServicePool | None = None
+        # How many calls it takes at once, and how many of them it could still be sent.
+        self.credit = 0
+        self.free = 0
+        # Token -> call, from dispatch to FINAL or RETURN: the one reply route a token has.
+        self.calls: dict[int, Call] = {}
+        self.pulse = Pulse(now)
+        self.state = State.READY
+        # Whether it stands in its pool's rotation: only with free credit and in good health.
+        self.in_rotation = False
+        # Its control thread's connection, once that has greeted us with the same wid and epoch.
+        self.control: Peer | None = None
+
+    def request(self, call: Call, remaining_ms: int) -> None:
+        """Queue a call; the payload goes on as it came."""
+        self.outbox.add(REQUEST, call.flags, call.token, remaining_ms, call.payload, call.envelope)
+
+    def cancel(self, token: int) -> None:
+        """Queue word that nobody waits for this call any more."""
+        self.outbox.add(CANCEL, 0, token)
+
+    def grant(self, token: int, window: bytes) -> None:
+        """Queue a WINDOW as its reader sent it."""
+        self.outbox.add(WINDOW, 0, token, 0, window)
+
+    def judge(self, now: float) -> State:
+        """Return its health by what was heard of it."""
+        return self.pulse.state(now)
+
+    def describe(self) -> Mapping[str, object]:
+        """Return what ``mmi.status`` says of it."""
+        return {
+            "wid": self.wid,
+            "state": self.state.value,
+            "host": self.host,
+            "pid": self.pid,
+            "credit": self.credit,
+            "in_flight": len(self.calls),
+            "lag_s": round(self.pulse.lag_s, 3),
+            "rss_kib": self.rss_kib,
+            "protocol": self.role,
+        }
+
+
+class Call:
+    """One request on its way through the router."""
+
+    __slots__ = (
+        "client",
+        "deadline",
+        "envelope",
+        "flags",
+        "id",
+        "instance",
+        "is_queued",
+        "parts",
+        "patience_s",
+        "payload",
+        "pool",
+        "slot",
+        "token",
+        "was_dispatched_again",
+    )
+
+    def __init__(
+        self,
+        client: ClientPeer,
+        id_: int,
+        flags: int,
+        deadline: float,
+        payload: bytes,
+        envelope: Frame | None,
+        pool: ServicePool,
+    ) -> None:
+        # None once nobody waits: answered, expired or cancelled. The token lives on until the
+        # instance is done, for only that frees its credit.
+        self.client: ClientPeer | None = client
+        self.id = id_
+        self.flags = flags
+        self.deadline = deadline
+        # Kept until the FINAL: a RETURN or a lost instance may send it out again.
+        self.payload = payload
+        self.envelope = envelope
+        self.pool = pool
+        self.token = 0
+        self.instance: InstancePeer | None = None
+        self.is_queued = False
+        # The wheel's slot; None where there is no deadline.
+        self.slot: set[Call] | None = None
+        # What a stream's deadline is renewed by with each part and each WINDOW.
+        self.patience_s = 0.0
+        self.was_dispatched_again = False
+        # PARTIALs passed on: once the reader has seen one, a second run would repeat it.
+        self.parts = 0
+
+
+class ServicePool:
+    """A service as the router sees it: who answers, whose turn it is, who waits."""
+
+    __slots__ = ("instances", "is_due", "left_at", "name", "paths", "queue", "rotation")
+
+    def __init__(self, name: bytes, now: float) -> None:
+        # The target that clients write. Instances without a name share one named by their paths.
+        self.name = name
+        self.paths: set[bytes] = set()
+        self.instances: set[InstancePeer] = set()
+        # Those with free credit and in good health, least recently used first.
+        self.rotation: deque[InstancePeer] = deque()
+        self.queue: FairQueue[ClientPeer, Call] = FairQueue()
+        # When its last instance left (or it was first asked for): it is kept for a while after.
+        self.left_at = now
+        # Whether it stands in the router's list of pools to dispatch when the turn's input is read.
+        self.is_due = False
+
+    def describe(self) -> dict[str, object]:
+        """Return what ``mmi.status`` says of it."""
+        return {
+            "queued": len(self.queue),
+            "paths": sorted(path.decode("utf-8", "replace") for path in self.paths),
+            "instances": [instance.describe() for instance in self.instances],
+        }

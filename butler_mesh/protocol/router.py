@@ -1,0 +1,451 @@
+"""The router's machine: conversations with peers, and who of them is alive.
+
+Feed it with what arrived (``receive``), with the end of the input (``run``), with time (``tick``) and
+with what the transport noticed (``connection_lost``, ``peer_gone``); take what it wants to send from
+the outboxes in ``dirty`` and what it wants to tell from ``notes``. Nothing a peer sends raises here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from butler_mesh import codec, status
+from butler_mesh.counters import Counters
+from butler_mesh.errors import ProtocolError
+from butler_mesh.protocol import mesh
+from butler_mesh.protocol.dispatcher import (
+    ABSENT_GRACE_S,
+    QUEUE_PER_SERVICE,
+    REGISTER_GRACE_S,
+    Dispatcher,
+)
+from butler_mesh.protocol.liveness import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, State
+from butler_mesh.protocol.majordomo import FOREIGN_DEADLINE_S, Majordomo
+from butler_mesh.protocol.mesh import Frame, Record
+from butler_mesh.protocol.outbox import Outbox
+from butler_mesh.protocol.peers import ClientPeer, Door, InstancePeer, Peer
+from butler_mesh.signing import is_signed, ready_fields
+
+CLIENT = "client"
+INSTANCE = "instance"
+CONTROL = "control"
+GREETED = "greeted"  # an instance that has said HELLO and not yet READY
+
+JUDGE_INTERVAL_S = 0.25
+"""How often health is judged: a stopped instance is out of rotation 3.25 s after its last sign of life."""
+PROBE_AGAIN_S = 0.010
+"""libzmq tells that somebody left a little before it lets go of the routing id."""
+MAX_PATHS = 1000
+
+Act = Callable[[Any, Record, float, float], None]
+
+
+class RouterProtocol:
+    """Matches requests to instances; attached to doors, it may live anywhere.
+
+    ``seed`` is 16 random bytes or more, new for each router: its identity, its first token and its
+    nonces come from it.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        seed: bytes,
+        *,
+        queue_limit: int = QUEUE_PER_SERVICE,
+        register_grace_s: float = REGISTER_GRACE_S,
+        absent_grace_s: float = ABSENT_GRACE_S,
+        foreign_deadline_s: float = FOREIGN_DEADLINE_S,
+        max_body_bytes: int = mesh.MAX_BODY_BYTES,
+        register_secret: str | bytes | None = None,
+    ) -> None:
+        self.router_id = hashlib.blake2b(seed, digest_size=10, person=b"id").hexdigest()
+        self.epoch = hashlib.blake2b(seed, digest_size=16, person=b"epoch").hexdigest()
+        self.counters = Counters()
+        # Outboxes with something to send, for the pump to flush and clear when the turn ends.
+        self.dirty: list[Outbox] = []
+        # One line each on what an operator would want to know; the pump logs and clears them.
+        self.notes: list[str] = []
+        self.doors: list[Door] = []
+        self.instances: dict[str, InstancePeer] = {}
+        first_token = int.from_bytes(hashlib.blake2b(seed, digest_size=8, person=b"token").digest()) >> 2
+        self.dispatcher = Dispatcher(
+            now,
+            first_token,
+            self.counters,
+            self._introspect,
+            queue_limit=queue_limit,
+            register_grace_s=register_grace_s,
+            absent_grace_s=absent_grace_s,
+            max_body_bytes=max_body_bytes,
+        )
+        self._majordomo = Majordomo(self.dispatcher, self.dirty, self.counters, foreign_deadline_s)
+        self._seed = seed
+        self._secret = register_secret
+        self._welcomes = 0
+        self._nonces: dict[InstancePeer, str] = {}
+        self._started_at = now
+        self._now = now
+        self._judge_at = now + JUDGE_INTERVAL_S
+        self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
+        self._probe_at: dict[Door, float] = {}
+        d = self.dispatcher
+        # What a peer may send, by its role: everything else is counted and dropped.
+        self._acts: dict[str, dict[int, Act]] = {
+            CLIENT: {
+                mesh.REQUEST: d.request,
+                mesh.CANCEL: d.cancel,
+                mesh.WINDOW: d.window,
+                mesh.HEARTBEAT: self._heard,
+                mesh.GOODBYE: self._goodbye,
+            },
+            GREETED: {mesh.READY: self._ready, mesh.HEARTBEAT: self._heard, mesh.GOODBYE: self._goodbye},
+            INSTANCE: {
+                mesh.FINAL: d.final,
+                mesh.PARTIAL: d.partial,
+                mesh.RETURN: d.returned,
+                mesh.CREDIT: d.credit,
+                mesh.READY: self._ready_again,
+                mesh.HEARTBEAT: self._heard,
+                mesh.GOODBYE: self._goodbye,
+            },
+            CONTROL: {mesh.HEARTBEAT: self._control_heartbeat, mesh.GOODBYE: self._goodbye},
+        }
+
+    # --- what the transport calls -------------------------------------------------------------
+
+    def open_door(self, name: str, *, clients: bool = True, services: bool = True) -> Door:
+        """Return a new door for a port; a front end takes only clients, a back end only services."""
+        door = Door(name, clients=clients, services=services)
+        self.doors.append(door)
+        return door
+
+    def receive(self, door: Door, routing_id: bytes, frame: bytes, rest: Sequence[Frame], now: float) -> None:
+        """Act on one message: frame 0, and the frames that follow it."""
+        self._now = now
+        if not mesh.is_mesh(frame):
+            if not self._majordomo.receive(door, routing_id, [frame, *rest], now):
+                self.counters.add("dropped.unknown_dialect")
+                if self.counters["dropped.unknown_dialect"] == 1:
+                    self.notes.append(f"unknown-dialect on {door.name}: {frame[:16]!r}; further ones counted")
+            return
+        try:
+            stamp_ms, records = mesh.parse(frame, rest)
+        except mesh.UnsupportedVersion as error:
+            self.counters.add("refused.version")
+            self._send_away(door, routing_id, status.NOT_IMPLEMENTED, f"{error}; this router speaks 1")
+            return
+        except ProtocolError:
+            self.counters.add("dropped.malformed")
+            return
+        peer = door.peers.get(routing_id)
+        if records and records[0].kind == mesh.HELLO:
+            peer = self._hello(door, routing_id, peer, records.pop(0), now)
+            if peer is None:
+                return
+        elif peer is None or peer.role not in self._acts:
+            self.counters.add("refused.no_hello")
+            self._send_away(door, routing_id, status.UNAUTHORIZED, "HELLO first")
+            return
+        peer.heard_at = now
+        sent_at = now - peer.transit.excess_s(stamp_ms, now)
+        if isinstance(peer, InstancePeer):
+            peer.pulse.heard_work(now)
+            if peer.state is not State.READY:
+                self._judge(peer, State.READY)
+        acts = self._acts
+        for record in records:
+            act = acts[peer.role].get(record.kind)
+            if act is None:
+                known = record.kind in mesh.KIND_NAMES
+                self.counters.add("dropped.unexpected" if known else "skipped.unknown_kind")
+                continue
+            try:
+                act(peer, record, sent_at, now)
+            except ProtocolError:
+                self.counters.add("dropped.malformed_record")
+            except Exception as error:  # a bug here must not cost the other peers their router
+                self.counters.add("faults")
+                self.notes.append(f"fault in {mesh.KIND_NAMES[record.kind]}: {error!r}")
+            if peer.is_gone:
+                return
+
+    def run(self, now: float) -> None:
+        """The turn's input is read: match what waits with who is free."""
+        self.dispatcher.dispatch(now)
+
+    def tick(self, now: float, *, drained: bool = True) -> None:
+        """Do what time asks for. Health is judged only when everything that had arrived was read."""
+        self._now = now
+        self.dispatcher.expire(now)
+        for door, due in list(self._probe_at.items()):
+            if now >= due:
+                del self._probe_at[door]
+                self._probe(door)
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
+            for door in self.doors:
+                self._probe(door)
+        if now >= self._judge_at and drained:
+            late_s = now - self._judge_at
+            self._judge_at = now + JUDGE_INTERVAL_S
+            self._judge_all(now, late_s)
+            self.dispatcher.tidy(now)
+        self.dispatcher.dispatch(now)
+
+    def next_due(self) -> float:
+        """Return when ``tick`` is to be called next."""
+        due = min(self._judge_at, self._heartbeat_at, self.dispatcher.wheel.next_due())
+        return min(due, *self._probe_at.values()) if self._probe_at else due
+
+    def connection_made(self, door: Door, now: float) -> None:
+        """Somebody came through this door; they will say HELLO."""
+
+    def connection_lost(self, door: Door, now: float) -> None:
+        """Somebody left through this door; libzmq does not say who, so ask everybody."""
+        if door not in self._probe_at:
+            self._probe(door)
+            self._probe_at[door] = now + PROBE_AGAIN_S
+
+    def peer_gone(self, outbox: Outbox, now: float) -> None:
+        """The transport says that nobody is there any more (EHOSTUNREACH)."""
+        outbox.drop()
+        door = outbox.door
+        if isinstance(door, Door):
+            peer = door.peers.get(outbox.routing_id)
+            if peer is not None and peer.outbox is outbox:
+                self._remove(peer, now, "connection lost")
+                self.dispatcher.dispatch(now)
+
+    def close(self) -> None:
+        """Say GOODBYE to everybody: their calls here fail at once instead of in silence."""
+        for door in self.doors:
+            for peer in list(door.peers.values()):
+                if peer.role in self._acts:
+                    self._goodbye_to(peer.outbox, status.UNAVAILABLE, "the router stops")
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the answer of ``mmi.status``: plain values, ready for JSON."""
+        return {
+            "router": self.router_id,
+            "epoch": self.epoch,
+            "uptime_s": round(now - self._started_at, 3),
+            "clients": sum(isinstance(p, ClientPeer) for d in self.doors for p in d.peers.values()),
+            "services": {
+                name.decode("utf-8", "replace"): pool.describe()
+                for name, pool in self.dispatcher.pools.items()
+            },
+            "counters": dict(sorted(self.counters.items())),
+        }
+
+    # --- conversation -------------------------------------------------------------------------
+
+    def _hello(
+        self, door: Door, routing_id: bytes, old: Peer | None, record: Record, now: float
+    ) -> Peer | None:
+        try:
+            hello = mesh.split_object(record.payload)
+        except ProtocolError:
+            self.counters.add("dropped.malformed_record")
+            self._send_away(door, routing_id, status.BAD_REQUEST, "HELLO is a JSON object")
+            return None
+        if old is not None:
+            self._remove(old, now, "greeted anew")
+        outbox = Outbox(self.dirty, door, routing_id)
+        role = hello.get("role")
+        peer: Peer
+        if role == CLIENT and door.accepts_clients:
+            peer = ClientPeer(door, outbox, CLIENT, now)
+        elif role == INSTANCE and door.accepts_services:
+            peer = InstancePeer(door, outbox, GREETED, now)
+        elif role == CONTROL and door.accepts_services:
+            instance = self.instances.get(str(hello.get("wid")))
+            if instance is None or instance.epoch != hello.get("epoch"):
+                self._send_away(door, routing_id, status.NOT_FOUND, "no such instance")
+                return None
+            peer = Peer(door, outbox, CONTROL, now)
+            if instance.control is not None:
+                self._remove(instance.control, now, "replaced")
+            instance.control = peer
+            instance.pulse.heard_control(now, 0.0)
+        else:
+            self.counters.add("refused.role")
+            text = f"{door.name} takes no {role!r:.32}"
+            self._send_away(door, routing_id, status.FORBIDDEN, text)
+            return None
+        door.peers[routing_id] = peer
+        self._welcomes += 1
+        nonce = hashlib.blake2b(
+            self._seed, digest_size=16, person=b"nonce", salt=self._welcomes.to_bytes(16)
+        ).hexdigest()
+        if isinstance(peer, InstancePeer):
+            self._nonces[peer] = nonce
+        welcome = {
+            "version": mesh.VERSION,
+            "router": self.router_id,
+            "epoch": self.epoch,
+            "nonce": nonce,
+            "max_bytes": self.dispatcher.max_body_bytes,
+            "heartbeat_ms": int(HEARTBEAT_INTERVAL_S * 1000),
+        }
+        outbox.add(mesh.WELCOME, payload=codec.dumps(welcome))
+        return peer
+
+    def _ready(self, peer: InstancePeer, record: Record, sent_at: float, now: float) -> None:
+        try:
+            reason = self._register(peer, mesh.split_object(record.payload), now)
+        except (ProtocolError, TypeError, ValueError, UnicodeError):
+            reason = "READY is not well-formed"
+        if reason:
+            self.counters.add("refused.ready")
+            self.notes.append(f"refused an instance on {peer.door.name}: {reason}")
+            self._goodbye_to(peer.outbox, status.CONFLICT, reason)
+            self._remove(peer, now, "refused")
+            return
+        # The router's READY is the receipt: only now does the instance count as registered.
+        peer.outbox.add(mesh.READY, payload=codec.dumps({"wid": peer.wid}))
+
+    def _register(self, peer: InstancePeer, ready: dict[str, Any], now: float) -> str:
+        """Make a greeted peer an instance; return why not, or ''."""
+        wid, epoch, service = ready["wid"], ready["epoch"], ready.get("service") or ""
+        paths, credit = ready.get("paths") or [], ready["credit"]
+        texts = isinstance(paths, list) and all(isinstance(t, str) for t in (wid, epoch, service, *paths))
+        if not texts or not wid or len(epoch) < 16 or not isinstance(credit, int):
+            return "READY lacks wid, epoch or credit"
+        nonce = self._nonces.pop(peer, "")
+        if self._secret is not None and not is_signed(
+            ready.get("signature"), self._secret, *ready_fields(nonce, wid, epoch, service, paths)
+        ):
+            return "the register secret does not match"
+        if not service and not paths:
+            return "an instance needs a name or at least one path"
+        if service.startswith(("mmi.", "/")) or len(service.encode()) > 255 or len(paths) > MAX_PATHS:
+            return f"the name {service!r:.64} is not to be had"
+        if not 0 <= credit <= 0xFFFF or not all(path.startswith("/") for path in paths):
+            return "READY's credit or paths are out of range"
+        old = self.instances.get(wid)
+        if old is not None:
+            self._remove(old, now, "registered anew")
+        peer.wid, peer.epoch = wid, epoch
+        peer.host, peer.pid = str(ready.get("host", ""))[:255], int(ready.get("pid", 0))
+        peer.credit = peer.free = credit
+        heads = [path.rstrip("/").encode() or b"/" for path in paths]
+        refusal = self.dispatcher.enlist(peer, service.encode(), heads, now)
+        if not refusal:
+            peer.role = INSTANCE
+            self.instances[wid] = peer
+            self.notes.append(f"registered {wid} for {service or ' '.join(paths)} (credit {credit})")
+        return refusal
+
+    def _ready_again(self, peer: InstancePeer, record: Record, sent_at: float, now: float) -> None:
+        self.counters.add("refused.ready")
+        self._goodbye_to(peer.outbox, status.CONFLICT, "READY came twice")
+        self._remove(peer, now, "READY came twice")
+
+    def _heard(self, peer: Peer, record: Record, sent_at: float, now: float) -> None:
+        """HEARTBEAT: that it came is all it says."""
+
+    def _control_heartbeat(self, peer: Peer, record: Record, sent_at: float, now: float) -> None:
+        report = mesh.split_object(record.payload)
+        lag_ms, rss_kib = report.get("lag_ms", 0), report.get("rss_kib", 0)
+        if not isinstance(lag_ms, int | float) or not isinstance(rss_kib, int):
+            raise mesh.Malformed("a heartbeat's numbers are none")
+        for instance in self.instances.values():
+            if instance.control is peer:
+                instance.pulse.heard_control(now, lag_ms / 1000.0)
+                instance.rss_kib = rss_kib
+                self._judge(instance, instance.judge(now))
+
+    def _goodbye(self, peer: Peer, record: Record, sent_at: float, now: float) -> None:
+        # Acknowledged, so that the peer knows that all it sent before has arrived.
+        self._goodbye_to(peer.outbox, status.OK, "")
+        self._remove(peer, now, "said goodbye")
+
+    def _introspect(self, client: ClientPeer, id_: int, target: bytes, envelope: bytes) -> None:
+        """Answer a request to the router itself: mmi.service, mmi.status; 501 for the rest of mmi."""
+        if target == b"mmi.status":
+            answer: dict[str, Any] = {"body": self.status(self._now)}
+            code = status.OK
+        elif target == b"mmi.service":
+            name = _service_asked_for(envelope)
+            pool = self.dispatcher.pools.get(name.encode("utf-8", "replace"))
+            n = len(pool.instances) if pool is not None else 0
+            code = status.OK if n else status.NOT_FOUND
+            answer = {"body": {"service": name, "instances": n}}
+        else:
+            code, answer = status.NOT_IMPLEMENTED, {"message": "no such management interface"}
+        client.outbox.add(mesh.FINAL, 0, id_, 0, mesh.pack_status(code) + codec.dumps(answer))
+
+    # --- who is alive -------------------------------------------------------------------------
+
+    def _probe(self, door: Door) -> None:
+        for peer in door.peers.values():
+            if peer.role in self._acts:
+                peer.outbox.add(mesh.HEARTBEAT)
+            else:
+                peer.heartbeat()
+
+    def _judge_all(self, now: float, late_s: float) -> None:
+        for door in self.doors:
+            for peer in list(door.peers.values()):
+                if late_s > JUDGE_INTERVAL_S:
+                    # It was this router that slept: nobody is to blame for its deafness.
+                    peer.heard_at += late_s
+                    if isinstance(peer, InstancePeer):
+                        peer.pulse.allow(late_s)
+                if isinstance(peer, InstancePeer):
+                    self._judge(peer, peer.judge(now))
+                else:
+                    # A Majordomo client says nothing between its requests, and that is its right.
+                    patience_s = DEAD_AFTER_S if peer.role in self._acts else FOREIGN_DEADLINE_S
+                    if now - peer.heard_at >= patience_s:
+                        self._remove(peer, now, "silent")
+
+    def _judge(self, instance: InstancePeer, state: State) -> None:
+        if state is State.DEAD:
+            self._remove(instance, self._now, "silent for too long")
+        elif state is not instance.state:
+            self.notes.append(f"{state.value} {instance.wid}")
+            self.dispatcher.judge(instance, state)
+
+    def _remove(self, peer: Peer, now: float, why: str) -> None:
+        """Let go of a peer, whatever it was; ``why`` goes into the log line."""
+        if peer.door.peers.get(peer.outbox.routing_id) is peer:
+            del peer.door.peers[peer.outbox.routing_id]
+        peer.is_gone = True
+        if isinstance(peer, InstancePeer):
+            self._nonces.pop(peer, None)
+            if self.instances.get(peer.wid) is peer:
+                del self.instances[peer.wid]
+            if peer.pool is not None:
+                self.notes.append(f"removed {peer.wid}: {why}, {len(peer.calls)} in flight")
+                self.dispatcher.lose(peer, now)
+            if peer.control is not None:
+                control, peer.control = peer.control, None
+                self._remove(control, now, why)
+        elif isinstance(peer, ClientPeer):
+            self.dispatcher.forget(peer)
+        else:
+            for instance in self.instances.values():
+                if instance.control is peer:
+                    instance.control = None
+                    instance.pulse.has_control = False
+
+    def _send_away(self, door: Door, routing_id: bytes, code: int, reason: str) -> None:
+        self._goodbye_to(Outbox(self.dirty, door, routing_id), code, reason)
+
+    def _goodbye_to(self, outbox: Outbox, code: int, reason: str) -> None:
+        outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(code, reason))
+
+
+def _service_asked_for(envelope: bytes) -> str:
+    """Return the name in an mmi.service request: its argument ``service``, or its body."""
+    try:
+        value = mesh.split_object(envelope)
+    except ProtocolError:
+        return ""
+    arguments = value.get("arguments")
+    name = arguments.get("service") if isinstance(arguments, dict) else value.get("body")
+    return name if isinstance(name, str) else ""

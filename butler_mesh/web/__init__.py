@@ -1,0 +1,1 @@
+"""HTTP: request and reply objects, web handlers, templates and the WSGI front."""

@@ -1,0 +1,50 @@
+"""What the package is, and what it needs to run."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="butler_mesh",
+    version="0.1.0",
+    description="A service mesh for gevent: path-routed requests through a router to service instances",
+    long_description=Path(__file__).with_name("README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    author="the butler_mesh authors",
+    license="MIT",
+    packages=find_packages(include=["butler_mesh", "butler_mesh.*"]),
+    package_data={"butler_mesh": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "gevent>=24.2",
+        "pyzmq>=26",
+        "ujson>=5.10",
+        "jinja2>=3.1",
+        "werkzeug>=3.0",
+        "click>=8.1",
+        "rich>=13",
+    ],
+    extras_require={
+        "rabbitmq": ["pika>=1.4"],
+        "tracing": ["opentelemetry-api"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis",
+            "mypy",
+            "ruff",
+            "types-gevent",
+            "types-greenlet",
+            "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
+            "six",  # which majortomo needs and does not declare
+        ],
+    },
+    entry_points={"console_scripts": ["butler-mesh = butler_mesh.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Operating System :: POSIX",
+        "Typing :: Typed",
+    ],
+)

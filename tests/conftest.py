@@ -1,0 +1,16 @@
+"""How hard the property tests try: HYPOTHESIS_PROFILE is ``default``, ``ci`` or ``long``."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# No deadline: a shared machine stalls for longer than any example takes. Not derandomized, which
+# hypothesis does by itself where CI is set: a failure prints the blob that repeats it.
+base = settings(deadline=None, print_blob=True, derandomize=False)
+settings.register_profile("default", base)
+settings.register_profile("ci", base, database=None)  # nobody would read what it keeps
+settings.register_profile("long", base, max_examples=5_000)
+
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
