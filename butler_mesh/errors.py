@@ -88,6 +88,8 @@ class RequestFailed(MeshError):
         self.status = status
         self.body = body
         self.retry_after_s = retry_after_s
+        # What goes with the status, where this is raised to be a reply (a 405's ``Allow``).
+        self.headers: dict[str, str] = {}
 
     def __str__(self) -> str:
         return self.message or f"status {self.status}"
@@ -102,7 +104,7 @@ class NotFound(BadRequest, AttributeError):
 
 
 class MethodNotAllowed(BadRequest):
-    """The path exists, the method does not; the headers' ``Allow`` lists those that do."""
+    """The path exists, the method does not; ``headers['Allow']`` lists those that do."""
 
 
 class InstanceLost(RequestFailed):

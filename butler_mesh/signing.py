@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def sign(secret: str | bytes, *fields: str) -> str:
-    """Return the hex HMAC-SHA256 over the fields; each is length-prefixed, so that none runs into the next."""
+    """Return the hex HMAC-SHA256 over the fields, each length-prefixed: none runs into the next."""
     key = secret.encode() if isinstance(secret, str) else secret
     mac = hmac.new(key, digestmod=hashlib.sha256)
     for field in fields:

@@ -65,6 +65,7 @@ class Delivery(ABC):
     envelope: bytes
     flags: int
     deadline: float
+    number: int
 
     @abstractmethod
     def reply(self, status: int, envelope: bytes, *, flags: int = 0, final: bool = True) -> None:

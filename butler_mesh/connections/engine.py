@@ -66,11 +66,8 @@ class MeshClient(ClientConnection):
             raise Closed("the client is closed")
         machine, pump = self._links[0]
         if machine.phase is not Phase.PRESENT:
-            for machine, pump in self._links:
-                if machine.phase is Phase.PRESENT:
-                    break
-            else:
-                machine, pump = self._links[0]
+            present = (link for link in self._links if link[0].phase is Phase.PRESENT)
+            machine, pump = next(present, self._links[0])
         now = monotonic()
         call = machine.submit(
             target.encode(),
@@ -149,7 +146,17 @@ class _Replies:
 class MeshDelivery(Delivery):
     """A job in the hands of a handler."""
 
-    __slots__ = ("_connection", "deadline", "envelope", "flags", "job", "target", "window_opened", "worker")
+    __slots__ = (
+        "_connection",
+        "deadline",
+        "envelope",
+        "flags",
+        "job",
+        "number",
+        "target",
+        "window_opened",
+        "worker",
+    )
 
     def __init__(self, job: Job, connection: MeshInstance) -> None:
         self.job = job
@@ -157,6 +164,7 @@ class MeshDelivery(Delivery):
         self.envelope = job.envelope
         self.flags = job.flags
         self.deadline = job.deadline
+        self.number = job.token
         self.window_opened: Event | None = None
         self.worker: Worker[MeshDelivery] | None = None
         self._connection = connection

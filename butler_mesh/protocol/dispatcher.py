@@ -460,4 +460,4 @@ class Dispatcher:
         client.door.peers.pop(client.outbox.routing_id, None)
         self.forget(client)
         client.outbox.drop()
-        client.outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(status.UNAVAILABLE, "replies were not read"))
+        client.dismiss(status.UNAVAILABLE, "replies were not read")

@@ -52,6 +52,9 @@ class ForeignClient(ClientPeer):
     def refuse(self, id_: int, payload: bytes) -> None:
         self.counters.add("dropped.foreign_refusal")
 
+    def dismiss(self, code: int, reason: str) -> None:
+        pass  # no dialect has a word for it
+
 
 class ForeignWorker(InstancePeer):
     """A worker of one of the dialects: one request at a time, heartbeats only from its own loop."""
@@ -83,6 +86,9 @@ class ForeignWorker(InstancePeer):
     def judge(self, now: float) -> State:
         patience_s = FOREIGN_DEADLINE_S if self.calls else IDLE_EXPIRY_S
         return State.DEAD if now - self.heard_at >= patience_s else State.READY
+
+    def describe(self) -> dict[str, object]:
+        return {**super().describe(), "protocol": self.dialect.name}
 
 
 class Majordomo:
@@ -139,7 +145,12 @@ class Majordomo:
             code = self._mmi(request.service, request.body)
             client.outbox.put(dialect.reply(request.service, [code], final=True))
             return
-        if len(request.service) > 0xFFFF or sum(map(len, request.body)) > self._dispatcher.max_body_bytes:
+        size, parts = sum(map(len, request.body)), len(request.body)
+        if (
+            len(request.service) > 0xFFFF
+            or size > self._dispatcher.max_body_bytes
+            or parts > mesh.MAX_RAW_PARTS
+        ):
             self._counters.add("refused.too_large")
             return
         flags, envelope = _envelope(request.body)
@@ -180,11 +191,12 @@ class Majordomo:
         worker.heard_at = now
         if command == mdp.HEARTBEAT:
             return
-        if command in (mdp.REPLY_PARTIAL, mdp.REPLY_FINAL) and len(rest) >= 2 and not len(rest[1]):
+        is_reply = command in (mdp.REPLY_PARTIAL, mdp.REPLY_FINAL)
+        if is_reply and 2 <= len(rest) <= mesh.MAX_RAW_PARTS + 2 and not len(rest[1]):
             self._reply(worker, command, rest, now)
             return
         if command != mdp.DISCONNECT:
-            # Valid but unexpected (READY twice), or not in the table: DISCONNECT and nothing more.
+            # Valid but unexpected (READY twice), or not as the table says: DISCONNECT and nothing more.
             self._counters.add("dropped.unexpected")
             worker.outbox.put(worker.dialect.disconnect())
         door.peers.pop(routing_id, None)
@@ -248,4 +260,4 @@ def _envelope(body: Sequence[Frame]) -> tuple[int, bytes]:
 def _with_status(code: int, envelope: bytes) -> bytes:
     """Put the status in front of a reply's JSON object without parsing it."""
     inner = envelope[1:]
-    return b'{"status":%d%s%s' % (code, b"" if inner[:1] == b"}" else b",", inner or b"}")
+    return b'{"status":%d%s%s' % (code, b"" if inner[:1] in (b"", b"}") else b",", inner or b"}")

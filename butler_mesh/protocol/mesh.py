@@ -89,6 +89,9 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_OBJECT_BYTES = 64 * 1024
 """Largest JSON a router parses: 1 ms of a stranger's time, not a second."""
 
+MAX_RAW_PARTS = 0xFFFF
+"""What the count of a RAW envelope can say."""
+
 UNBOUNDED_WINDOW = 0xFFFFFFFF
 """The window of a reader that cannot grant any (MDP): its outbox is the bound."""
 MAX_REMAINING_MS = 0xFFFFFFFF
@@ -161,6 +164,9 @@ def parse(frame: bytes, attachments: Sequence[Frame] = ()) -> tuple[int, list[Re
         body = at + RECORD_SIZE
         if body > size:
             raise Malformed("a record is cut short")
+        if len(records) == MAX_MESSAGE_RECORDS:
+            # Here and not at the end: 16 MiB of empty records would be a second of our time.
+            raise Malformed("too many records")
         length, kind, flags, id_, remaining_ms = _unpack_record(frame, at)
         at = body + length
         if at > size:
@@ -174,8 +180,6 @@ def parse(frame: bytes, attachments: Sequence[Frame] = ()) -> tuple[int, list[Re
             append(Record(kind, flags, id_, remaining_ms, frame[body:at], None))
     if claimed != len(attachments):
         raise Malformed("a frame belongs to no record")
-    if len(records) > MAX_MESSAGE_RECORDS:
-        raise Malformed("too many records")
     return stamp, records
 
 
@@ -283,8 +287,8 @@ def pack_raw(head: bytes, parts: Sequence[Frame]) -> bytes:
     ``u32 n | head JSON (n bytes) | u16 count | count × (u32 length | bytes)``; raises NotSerializable
     over 65 535 parts.
     """
-    if len(parts) > 0xFFFF:
-        raise NotSerializable("a RAW body holds at most 65535 parts")
+    if len(parts) > MAX_RAW_PARTS:
+        raise NotSerializable(f"a RAW body holds at most {MAX_RAW_PARTS} parts")
     pieces = [_U32.pack(len(head)), head, _U16.pack(len(parts))]
     for part in parts:
         pieces.append(_U32.pack(len(part)))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from butler_mesh.protocol.liveness import Pulse, State, Transit
-from butler_mesh.protocol.mesh import CANCEL, FINAL, REQUEST, WINDOW, Frame
+from butler_mesh.protocol.mesh import CANCEL, FINAL, GOODBYE, REQUEST, WINDOW, Frame, pack_reason
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.queues import FairQueue
 
@@ -61,6 +61,10 @@ class ClientPeer(Peer):
     def refuse(self, id_: int, payload: bytes) -> None:
         """Queue a FINAL that the router itself made."""
         self.outbox.add(FINAL, 0, id_, 0, payload)
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Queue word that the router has let go of this client."""
+        self.outbox.add(GOODBYE, 0, 0, 0, pack_reason(code, reason))
 
 
 class InstancePeer(Peer):
@@ -131,7 +135,7 @@ class InstancePeer(Peer):
             "in_flight": len(self.calls),
             "lag_s": round(self.pulse.lag_s, 3),
             "rss_kib": self.rss_kib,
-            "protocol": self.role,
+            "protocol": "mesh/1",
         }
 
 

@@ -1,0 +1,200 @@
+"""Application: handlers by route, and the connection that brings them messages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
+from types import FunctionType
+from typing import Any, Protocol
+
+from gevent.pool import Group
+
+from butler_mesh import deadlines
+from butler_mesh.connections.base import Delivery
+from butler_mesh.errors import MethodNotAllowed, NotFound, UsageError
+from butler_mesh.handlers import MessageHandler, ServiceMessageHandler
+from butler_mesh.lifetime import GRACE_S, Lifetime
+from butler_mesh.messages import ServiceRequest, ServiceResponse
+from butler_mesh.replies import answer
+from butler_mesh.routing import RouteKind, RouteTable
+
+_log = logging.getLogger("butler_mesh.application")
+
+
+class MessageConnection(Protocol):
+    """How messages get into an Application."""
+
+    def start(self, application: Application) -> None:
+        """Begin to bring messages."""
+
+    def close(self, grace_s: float) -> None:
+        """Take no more, wait for those that run, close."""
+
+
+class Application:
+    """A service or a web front end made of handler classes.
+
+    ``handler_tuples`` are ``(regex, handler class)``; of those that match a path the first wins, and two
+    that claim the same raise RouteCollision at once. ``template_loader`` is what ``load_jinja2_env``
+    returns. ``cookie_secret`` signs cookies.
+    """
+
+    def __init__(
+        self,
+        msg_conn: MessageConnection | None = None,
+        handler_tuples: Iterable[tuple[str, type[MessageHandler]]] = (),
+        *,
+        template_loader: Callable[[], Any] | None = None,
+        log_level: int | str | None = None,
+        cookie_secret: str | None = None,
+        grace_s: float = GRACE_S,
+        tracebacks: bool = True,
+    ) -> None:
+        self.msg_conn = msg_conn
+        self.cookie_secret = cookie_secret
+        self.grace_s = grace_s
+        self.tracebacks = tracebacks
+        self.routes = RouteTable()
+        # Whatever handlers share between requests, by name; mesh clients are kept here too.
+        self.resources: dict[str, Any] = {}
+        # Greenlets that outlive the request that caused them; joined when the application stops.
+        self.background = Group()
+        self._template_loader = template_loader
+        self._template_env: Any = None
+        self._lifetime = Lifetime()
+        if log_level is not None:
+            logging.getLogger("butler_mesh").setLevel(log_level)
+        for pattern, handler in handler_tuples:
+            self.add_handler(pattern, handler)
+
+    # --- routes -------------------------------------------------------------------------------
+
+    def add_handler(self, pattern: str, handler: type[MessageHandler]) -> None:
+        """Add one route; raises RouteCollision or UsageError."""
+        if not (isinstance(handler, type) and issubclass(handler, MessageHandler)):
+            raise UsageError(f"{handler!r} is not a handler class")
+        self.routes.add(pattern, handler, handler.kind)
+
+    def add_route(
+        self, pattern: str, method: str | Sequence[str] = "request"
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Make a function a service route: ``function(application, message)`` returns the reply's body.
+
+        Web routes by function come with the web front ends; a web handler is a class.
+        """
+        methods = (method,) if isinstance(method, str) else tuple(method)
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            method = _calling(function)
+            members = {name.lower(): method for name in methods}
+            members["__doc__"] = function.__doc__ or ""  # type: ignore[assignment]
+            name = function.__name__
+            self.add_handler(pattern, type(name, (ServiceMessageHandler,), dict(members)))
+            return function
+
+        return decorate
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to answer messages; returns at once."""
+        if self.msg_conn is None:
+            raise UsageError("an application without msg_conn has nowhere to get messages from")
+        self.msg_conn.start(self)
+
+    def run(self) -> None:
+        """Answer messages until ``stop``, SIGTERM or SIGINT; then finish what runs, within ``grace_s``.
+
+        A second signal ends the process at once.
+        """
+        self._lifetime.run(self.start, self.close)
+
+    def stop(self) -> None:
+        """Make ``run`` return, after it has drained."""
+        self._lifetime.stop()
+
+    def close(self) -> None:
+        """Take no more messages, finish those that run, let go of all resources."""
+        if self.msg_conn is not None:
+            self.msg_conn.close(self.grace_s)
+        self.background.join(timeout=1.0)
+        self.background.kill()
+        while self.resources:
+            _, resource = self.resources.popitem()
+            close = getattr(resource, "close", None)
+            if callable(close):
+                close()
+
+    @property
+    def template_env(self) -> Any:
+        """The templates' environment, loaded when first asked for."""
+        if self._template_env is None:
+            if self._template_loader is None:
+                raise UsageError("the application has no template_loader")
+            self._template_env = self._template_loader()
+        return self._template_env
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def answer(self, kind: RouteKind, message: Any) -> Any:
+        """Run the handler for a message and return its reply; raises NotFound, and what it raises."""
+        match = self.routes.match(kind, message.path)
+        if match is None:
+            raise NotFound(f"no such path: {message.path}", status=404)
+        handler: MessageHandler = match.target(self, message)
+        return handler.run(*match.args, **match.kwargs)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Answer one request to this service."""
+        answer(delivery, self._respond, tracebacks=self.tracebacks)
+
+    def handle_response(self, response: ServiceResponse) -> Any:
+        """Run our own handler for a reply, if there is one; return what it returned."""
+        match = self.routes.match(RouteKind.SERVICE, response.path)
+        if match is None or "response" not in match.target.allowed():
+            return None
+        return match.target(self, response).run(*match.args, **match.kwargs)
+
+    def handle_response_later(self, response: ServiceResponse) -> None:
+        """The same in a greenlet of its own, for a reply that nobody waits for."""
+        if self.routes.match(RouteKind.SERVICE, response.path) is not None:
+            context = copy_context()
+            context.run(deadlines.current.set, deadlines.NEVER)
+            self.background.spawn(context.run, self._handle_guarded, response)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the service routes: what method ``options`` answers for a path without a route."""
+        return {
+            "paths": {
+                route.pattern: {
+                    "methods": route.target.allowed(),
+                    "doc": (route.target.__doc__ or "").strip(),
+                }
+                for route in self.routes
+                if route.kind is RouteKind.SERVICE
+            }
+        }
+
+    def _respond(self, request: ServiceRequest) -> ServiceResponse:
+        if request.method.lower() == "response":
+            # Replies come as replies. A request that calls itself one is forged.
+            raise MethodNotAllowed("response is no method of a request", status=405)
+        if request.method == "options" and self.routes.match(RouteKind.SERVICE, request.path) is None:
+            return ServiceResponse(body=self.describe())
+        response: ServiceResponse = self.answer(RouteKind.SERVICE, request)
+        return response
+
+    def _handle_guarded(self, response: ServiceResponse) -> None:
+        try:
+            self.handle_response(response)
+        except Exception:
+            _log.exception("response-handler-failed %s", response.path)
+
+
+def _calling(function: Callable[..., Any]) -> FunctionType:
+    def method(self: MessageHandler, *args: Any, **kwargs: Any) -> Any:
+        return function(self.application, self.message, *args, **kwargs)
+
+    method.__doc__ = function.__doc__
+    return method  # type: ignore[return-value]

@@ -1,0 +1,161 @@
+"""Calls in progress, as their callers hold them: awaited at once, later, or part by part."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, cast
+
+from gevent.event import AsyncResult, Event
+from gevent.hub import get_hub
+from greenlet import getcurrent, greenlet
+
+from butler_mesh.connections.base import ClientConnection
+from butler_mesh.errors import DeadlineExceeded
+from butler_mesh.messages import Body, ServiceResponse, decode_response
+from butler_mesh.protocol.mesh import FINAL
+
+STREAM_WINDOW = 16
+"""Parts of a stream on their way at once: its reader holds at most this many unread."""
+
+
+class Waiter:
+    """A greenlet that waits for one reply: woken straight from the turn that read it."""
+
+    __slots__ = ("_greenlet", "_is_parked", "reply")
+
+    def __init__(self) -> None:
+        self._greenlet: greenlet = getcurrent()
+        self._is_parked = False
+        self.reply: tuple[int, int, bytes] | None = None
+
+    def __call__(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
+        """Take the reply (the engine's ``on_reply``)."""
+        if kind == FINAL:
+            self.reply = (status, flags, envelope)
+            if self._is_parked:
+                self._greenlet.switch(self)
+
+    def wait(self, connection: ClientConnection, call: Any) -> tuple[int, int, bytes]:
+        """Return (status, flags, envelope). A caller that is killed or timed out cancels the call."""
+        hub = get_hub()
+        try:
+            while self.reply is None:
+                self._is_parked = True
+                # Any stray switch lands here too: what counts is whether the reply is there.
+                hub.switch()
+        finally:
+            self._is_parked = False
+            if self.reply is None:
+                connection.cancel(call)
+        return self.reply
+
+
+class LazyResponse:
+    """A call that was sent and is collected later; several may be on their way at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._result: AsyncResult[Any] = AsyncResult()
+        self._connection: ClientConnection | None = None
+        self._call: Any = None
+
+    def bind(self, connection: ClientConnection, call: Any) -> None:
+        """Remember what ``cancel`` is to cancel."""
+        self._connection, self._call = connection, call
+
+    def on_reply(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
+        """Take the reply (the engine's ``on_reply``)."""
+        if kind == FINAL:
+            self._result.set(decode_response(status, flags, envelope, self._path))
+
+    def get(self, timeout: float | None = None) -> ServiceResponse:
+        """Wait for the response, at the longest until the call's deadline.
+
+        With ``timeout`` (seconds) raises DeadlineExceeded when it is not there by then; the call goes
+        on, and ``get`` may be tried again.
+        """
+        if timeout is not None and not self._result.wait(timeout) and not self._result.ready():
+            raise DeadlineExceeded("not answered yet")
+        return cast(ServiceResponse, self._result.get())
+
+    def is_ready(self) -> bool:
+        """Tell whether ``get`` would return at once."""
+        return self._result.ready()
+
+    def cancel(self) -> None:
+        """Give the call up; ``get`` then returns status 499."""
+        if not self._result.ready() and self._connection is not None:
+            self._connection.cancel(self._call)
+            self._result.set(ServiceResponse(499, "cancelled by its caller", path=self._path))
+
+
+class ResponseStream:
+    """An iterator over the parts of a reply. The reader's pace is the sender's: it is granted more
+    parts as those before are taken. Leaving it early (``close``, or the end of ``with``) cancels."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._arrived: deque[tuple[int, int, int, bytes]] = deque()
+        self._changed = Event()
+        self._connection: ClientConnection | None = None
+        self._call: Any = None
+        self._taken = 0
+        self._is_over = False
+        # Of the first part, and of the outcome once it is known.
+        self.response: ServiceResponse | None = None
+
+    def bind(self, connection: ClientConnection, call: Any) -> None:
+        """Remember whom to grant windows to."""
+        self._connection, self._call = connection, call
+
+    def on_reply(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
+        """Take a part or the end (the engine's ``on_reply``)."""
+        self._arrived.append((kind, status, flags, envelope))
+        self._changed.set()
+
+    def __iter__(self) -> Iterator[Body]:
+        return self
+
+    def __next__(self) -> Body:
+        """Return the next part's body; raises the failure if the stream ended in one."""
+        if self._is_over:
+            raise StopIteration
+        while not self._arrived:
+            self._changed.clear()
+            self._changed.wait()
+        kind, status, flags, envelope = self._arrived.popleft()
+        response = decode_response(status, flags, envelope, self._path)
+        if self.response is None or kind == FINAL:
+            self.response = response
+        if kind != FINAL:
+            self._taken += 1
+            if self._taken >= STREAM_WINDOW // 2 and self._connection is not None:
+                self._connection.grant(self._call, self._taken)
+                self._taken = 0
+            return response.body
+        self._is_over = True
+        response.raise_for_status()
+        if response.body is None:
+            raise StopIteration
+        return response.body
+
+    def close(self) -> None:
+        """Want no more: the handler is stopped."""
+        if not self._is_over and self._connection is not None:
+            self._is_over = True
+            self._connection.cancel(self._call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # An iterator that was dropped half-read must not leave a handler waiting for its window.
+        if not self._is_over and self._connection is not None:
+            self._connection.cancel(self._call)

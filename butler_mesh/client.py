@@ -1,0 +1,302 @@
+"""Client: one multiplexed connection, shared by all greenlets of a process."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import gevent
+from gevent.hub import get_hub
+
+from butler_mesh import deadlines, status, tracing
+from butler_mesh.addresses import Address
+from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
+from butler_mesh.clock import monotonic
+from butler_mesh.connections.base import ClientConnection, OnReply
+from butler_mesh.connections.node import RouterNode
+from butler_mesh.connections.registry import connect_client
+from butler_mesh.errors import Closed, UsageError, WrongThread
+from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response, encode_request
+from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, STREAM
+from butler_mesh.router import Router
+from butler_mesh.rpc import Proxy
+
+RETRY_STATUSES = frozenset({status.TOO_MANY, status.UNAVAILABLE})
+"""Never started: a retry is always sound."""
+RETRY_IDEMPOTENT = RETRY_STATUSES | {status.INSTANCE_LOST}
+"""May have run: a retry is sound for requests declared idempotent."""
+DRAIN_S = 5.0
+
+
+class Client:
+    """Sends requests to the services behind a router.
+
+    ``address`` is an endpoint (``tcp://127.0.0.1:5555``), several of them, or a Router of this process;
+    a service in it is the default of every call. ``timeout`` is in seconds. ``retries`` is how often a
+    request is sent again where that is sound, within its deadline. ``persistent=False`` makes every
+    call on a connection of its own.
+
+    The connection is opened at the first call, by the process that makes it: a fork gets its own.
+    A client belongs to the thread that uses it first; from another one calls raise WrongThread.
+    """
+
+    def __init__(
+        self,
+        address: str | Iterable[str] | Router,
+        *,
+        timeout: float = deadlines.DEFAULT_TIMEOUT_S,
+        retries: int = 0,
+        persistent: bool = True,
+        connect_timeout: float | None = None,
+    ) -> None:
+        self._router = address if isinstance(address, Router) else None
+        self._address = None if isinstance(address, Router) else Address.parse(address)
+        self.service = "" if self._address is None else self._address.service
+        self.timeout = timeout
+        self.retries = retries
+        self.persistent = persistent
+        self._connect_timeout_s = connect_timeout
+        self._connection: ClientConnection | None = None
+        self._pid = 0
+        self._hub: object = None
+        self._is_closed = False
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def request(
+        self,
+        service: str | None,
+        path: str = "/",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        method: str = "request",
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> ServiceResponse:
+        """Send a request and wait for its response, whatever the status.
+
+        ``service`` None or '' means the address's own, or, where it has none, whoever owns the path.
+        ``body`` is JSON, bytes or a list of bytes. Only this greenlet waits. Failures of the mesh are
+        responses as well: 404 503 502 504. Raises NotSerializable, UsageError, and whatever the
+        greenlet is killed with (the request is then cancelled).
+        """
+        request = ServiceRequest(path, method, arguments, headers, body)
+        return self.send(service, request, timeout=timeout, idempotent=idempotent)
+
+    def send(
+        self,
+        service: str | None,
+        request: ServiceRequest,
+        *,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> ServiceResponse:
+        """Send a request made before; otherwise as ``request``."""
+        target, envelope, flags = self._prepare(service, request)
+        if idempotent:
+            flags |= IDEMPOTENT
+        now = monotonic()
+        deadline = deadlines.deadline_for(timeout, now, self.timeout)
+        tries = 1 + max(0, self.retries)
+        while True:
+            connection = self._connect()
+            waiter = Waiter()
+            call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
+            code, reply_flags, reply = waiter.wait(connection, call)
+            if not self.persistent:
+                self._disconnect()
+            tries -= 1
+            response = decode_response(code, reply_flags, reply, request.path)
+            if not tries or code not in (RETRY_IDEMPOTENT if idempotent else RETRY_STATUSES):
+                return response
+            pause_s = _pause_s(response)
+            if monotonic() + pause_s >= deadline:
+                return response
+            gevent.sleep(pause_s)
+
+    def request_nowait(
+        self,
+        service: str | None,
+        path: str = "/",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        method: str = "request",
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = deadlines.NOWAIT_TIMEOUT_S,
+    ) -> None:
+        """Send a request that nobody answers. Returns at once; ``close`` reports those refused."""
+        request = ServiceRequest(path, method, arguments, headers, body)
+        target, envelope, flags = self._prepare(service, request)
+        deadline = monotonic() + timeout
+        self._connect().submit(target, envelope, deadline=deadline, flags=flags | ONE_WAY, on_reply=_ignore)
+
+    def request_lazy(
+        self,
+        service: str | None,
+        path: str = "/",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        method: str = "request",
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> LazyResponse:
+        """Send a request and return at once; the response is collected by ``.get()``."""
+        request = ServiceRequest(path, method, arguments, headers, body)
+        lazy = LazyResponse(path)
+        lazy.bind(*self.submit(service, request, lazy.on_reply, timeout=timeout, idempotent=idempotent))
+        return lazy
+
+    def request_stream(
+        self,
+        service: str | None,
+        path: str = "/",
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        method: str = "request",
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> ResponseStream:
+        """Send a request and return an iterator over the parts of its reply.
+
+        ``timeout`` runs to the first part and between parts.
+        """
+        request = ServiceRequest(path, method, arguments, headers, body)
+        stream = ResponseStream(path)
+        stream.bind(
+            *self.submit(
+                service, request, stream.on_reply, timeout=timeout, flags=STREAM, window=STREAM_WINDOW
+            )
+        )
+        return stream
+
+    def submit(
+        self,
+        service: str | None,
+        request: ServiceRequest,
+        on_reply: OnReply,
+        *,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        flags: int = 0,
+        window: int = 0,
+        inherit: bool = True,
+    ) -> tuple[ClientConnection, Any]:
+        """Send a request whose replies are called back from the hub: what the calls above build on.
+
+        Without ``inherit`` the deadline is the request's own, not the present handler's.
+        """
+        target, envelope, own_flags = self._prepare(service, request)
+        now = monotonic()
+        if inherit:
+            deadline = deadlines.deadline_for(timeout, now, self.timeout)
+        else:
+            deadline = now + (self.timeout if timeout is None else timeout)
+        flags |= own_flags | (IDEMPOTENT if idempotent else 0)
+        connection = self._connect()
+        call = connection.submit(
+            target, envelope, deadline=deadline, flags=flags, on_reply=on_reply, window=window
+        )
+        return connection, call
+
+    # --- butler's ways ------------------------------------------------------------------------
+
+    def rpc(self, service: str | None = None) -> Proxy:
+        """Return a proxy: ``client.rpc('api.images').resize('a.jpg', size='1x1')``.
+
+        Its calls return the function's value and raise its exceptions (``RemoteError`` that is also of
+        the remote type where that is built in). ``timeout`` and ``close`` are the proxy's own.
+        """
+        return Proxy(self, service)
+
+    def call(self, service: str | None, request: Mapping[str, Any], *, timeout: float | None = None) -> Any:
+        """Call a function by butler's dict: ``{'method': name, ...}`` with its arguments beside it,
+        or in ``args`` and ``kwargs``. Returns its value, raises its exceptions."""
+        rest = dict(request)
+        name = rest.pop("method", None)
+        if not isinstance(name, str):
+            raise UsageError("a call names its function under 'method'")
+        args, kwargs = rest.pop("args", ()), rest.pop("kwargs", {})
+        made = ServiceRequest(f"/{name}", args=args, kwargs={**rest, **kwargs})
+        response = self.send(service, made, timeout=timeout)
+        response.raise_for_status()
+        return response.body
+
+    def describe(self, service: str | None = None, path: str = "/", *, timeout: float | None = None) -> Any:
+        """Return what a service offers: paths, methods, signatures, docstrings."""
+        response = self.request(service, path, method="options", timeout=timeout, idempotent=True)
+        response.raise_for_status()
+        return response.body
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def close(self, drain: float = DRAIN_S) -> list[tuple[int, str]]:
+        """Wait up to ``drain`` seconds until everything sent has arrived, then close.
+
+        Returns (status, message) of the one-way requests that were refused (the latest 100).
+        """
+        self._is_closed = True
+        return self._disconnect(drain)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self, service: str | None, request: ServiceRequest) -> tuple[str, bytes, int]:
+        trace = tracing.current.get()
+        if trace and tracing.HEADER not in request.headers:
+            request.headers = {**request.headers, tracing.HEADER: trace}
+        envelope, flags = encode_request(request)
+        return service or self.service or request.path, envelope, flags
+
+    def _connect(self) -> ClientConnection:
+        connection = self._connection
+        if connection is not None and self._pid == os.getpid():
+            if get_hub() is not self._hub:
+                raise WrongThread("a Client belongs to one thread: make one for each")
+            return connection
+        if self._is_closed:
+            raise Closed("the client is closed")
+        if connection is not None:
+            connection.abandon()
+        target: Address | RouterNode
+        if self._router is not None:
+            target = self._router.node
+        else:
+            assert self._address is not None
+            target = self._address
+        options = {} if self._connect_timeout_s is None else {"connect_timeout_s": self._connect_timeout_s}
+        self._connection = connection = connect_client(target, **options)
+        self._pid, self._hub = os.getpid(), get_hub()
+        return connection
+
+    def _disconnect(self, drain_s: float = DRAIN_S) -> list[tuple[int, str]]:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return []
+        if self._pid != os.getpid():
+            connection.abandon()
+            return []
+        return connection.close(drain_s)
+
+
+def _pause_s(response: ServiceResponse) -> float:
+    """How long to wait before a retry: what the far side asks for, jittered so that callers spread."""
+    asked = response.failure().retry_after_s
+    return (0.1 if asked is None else asked) * random.uniform(0.5, 1.5)
+
+
+def _ignore(kind: int, status: int, flags: int, envelope: bytes) -> None:
+    pass

@@ -1,0 +1,113 @@
+"""From what a handler returned or raised to what its caller is sent."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+
+from butler_mesh import status, tracing
+from butler_mesh.connections.base import Delivery
+from butler_mesh.errors import NotSerializable, RemoteError, RequestFailed, Stopped
+from butler_mesh.messages import (
+    BadEnvelope,
+    Body,
+    ServiceRequest,
+    ServiceResponse,
+    decode_request,
+    encode_response,
+)
+from butler_mesh.protocol.mesh import STREAM
+
+_log = logging.getLogger("butler_mesh.service")
+
+MAX_TRACEBACK = 16 * 1024
+"""Characters of a traceback that travel: the innermost frames, which say most."""
+
+
+def answer(
+    delivery: Delivery, handle: Callable[[ServiceRequest], ServiceResponse], *, tracebacks: bool = True
+) -> None:
+    """Decode a delivery, let ``handle`` make the response, send it or what it raised."""
+    try:
+        request = decode_request(delivery.envelope, delivery.flags)
+    except BadEnvelope as error:
+        send_reply(delivery, status.BAD_REQUEST, None, str(error))
+        return
+    request.deadline, request.target, request.conn_id = delivery.deadline, delivery.target, delivery.number
+    trace = request.headers.get(tracing.HEADER)
+    if trace:
+        tracing.current.set(trace)
+    try:
+        send_response(delivery, handle(request))
+    except BaseException as error:
+        send_failure(delivery, error, tracebacks=tracebacks)
+
+
+def send_reply(
+    delivery: Delivery,
+    code: int,
+    body: Body,
+    message: str = "",
+    headers: Mapping[str, str] | None = None,
+    *,
+    final: bool = True,
+) -> None:
+    """Send one reply; a body that JSON cannot hold raises NotSerializable and sends nothing."""
+    envelope, flags = encode_response(body, message, headers)
+    delivery.reply(code, envelope, flags=flags, final=final)
+
+
+def send_response(delivery: Delivery, response: ServiceResponse) -> None:
+    """Send a response; a body that is an iterator goes out part by part, or gathered into a list for a
+    caller that takes one reply."""
+    body = response.body
+    if not isinstance(body, Iterator):
+        send_reply(delivery, response.status_code, body, response.status_msg, response.headers)
+    elif delivery.flags & STREAM:
+        for part in body:
+            delivery.wait_for_window()
+            send_reply(
+                delivery, response.status_code, part, response.status_msg, response.headers, final=False
+            )
+        send_reply(delivery, response.status_code, None)
+    else:
+        parts = list(body)
+        send_reply(delivery, response.status_code, parts, response.status_msg, response.headers)
+
+
+def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool = True) -> None:
+    """Answer for an exception that the handler let out.
+
+    A RequestFailed is its status; anything else is 500 with type, message and traceback text.
+    """
+    if isinstance(error, Stopped):
+        raise error
+    if isinstance(error, RequestFailed) and not isinstance(error, RemoteError):
+        headers = dict(error.headers)
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = f"{error.retry_after_s:g}"
+        try:
+            send_reply(delivery, error.status, error.body, error.message, headers)
+        except NotSerializable:
+            send_reply(delivery, error.status, None, error.message, headers)
+        return
+    _log.error("handler-failed %s", delivery.target, exc_info=error)
+    kind = error.type if isinstance(error, RemoteError) and error.type else type(error).__name__
+    message = error.message if isinstance(error, RemoteError) else _text(error)
+    details = {"type": kind, "message": message}
+    if tracebacks:
+        text = "".join(traceback.format_exception(error))
+        details["traceback"] = text[-MAX_TRACEBACK:].encode("utf-8", "replace").decode()
+    envelope, flags = encode_response(None, f"{kind}: {message}", None, details)
+    delivery.reply(status.SERVER_ERROR, envelope, flags=flags)
+
+
+def _text(error: BaseException) -> str:
+    """Return an exception's message, even where its ``__str__`` raises or holds half a character."""
+    try:
+        # KeyError's own text is the repr of its key; what it was raised with says more.
+        text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
+    except Exception as broken:
+        text = f"(its message cannot be had: {type(broken).__name__})"
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,154 @@
+"""Router: matches requests to instances; standalone, or embedded in any process."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+import gevent
+
+from butler_mesh.addresses import check_endpoint, is_loopback
+from butler_mesh.connections.node import RouterNode
+from butler_mesh.errors import AddressInUse, UsageError
+from butler_mesh.lifetime import Lifetime
+
+FRONTEND = "tcp://127.0.0.1:5555"
+BACKEND = "tcp://127.0.0.1:5556"
+
+_log = logging.getLogger("butler_mesh.router")
+
+
+class Side:
+    """One side of a router: ``frontend`` takes only clients, ``backend`` only services."""
+
+    def __init__(self, router: Router, *, clients: bool, services: bool) -> None:
+        self._router = router
+        self._clients = clients
+        self._services = services
+
+    def bind(self, endpoint: str) -> str:
+        """Listen here, at once, and return the endpoint with the port that was chosen for ``*``.
+
+        May be called several times. Raises AddressInUse and AddressError.
+        """
+        check_endpoint(endpoint)
+        bound = self._router.node.bind(endpoint, clients=self._clients, services=self._services)
+        _log.info("listening on %s", bound)
+        return bound
+
+
+class Router:
+    """A router. ``options`` are the limits of ``RouterProtocol``: ``queue_limit``, ``register_grace_s``,
+    ``absent_grace_s``, ``foreign_deadline_s``, ``max_body_bytes``, ``register_secret``.
+
+    Its sockets are watched by the hub of the thread that made it: whenever that thread's greenlets
+    wait, the router works. ``run`` is only a way to wait.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+        self._node: RouterNode | None = None
+        self._lifetime = Lifetime()
+        self.frontend = Side(self, clients=True, services=False)
+        self.backend = Side(self, clients=False, services=True)
+
+    @property
+    def node(self) -> RouterNode:
+        """The machine and its sockets, made when first asked for, by the process that asks."""
+        if self._node is None:
+            self._node = RouterNode(**self._options)
+        return self._node
+
+    def bind(self, endpoint: str) -> str:
+        """Listen here for clients and services both; for loopback and ipc.
+
+        On other addresses front and back end are separate ports, so that a firewall can tell them
+        apart: there it raises UsageError.
+        """
+        check_endpoint(endpoint)
+        if not is_loopback(endpoint):
+            raise UsageError(f"{endpoint} is not loopback: bind frontend and backend to ports of their own")
+        return Side(self, clients=True, services=True).bind(endpoint)
+
+    @classmethod
+    def embed(cls, endpoint: str, **options: Any) -> Embedded:
+        """Bind an endpoint, or join the process that has: see Embedded."""
+        return Embedded(endpoint, **options)
+
+    def start(self) -> Self:
+        """Begin to work (making sockets does that, too); returns the router."""
+        _ = self.node
+        return self
+
+    def run(self) -> None:
+        """Work until ``stop``, SIGTERM or SIGINT."""
+        self._lifetime.run(self.start, self.stop)
+
+    def stop(self) -> None:
+        """Tell everybody, close the sockets. A router that was stopped may be bound again."""
+        self._lifetime.stop()
+        node, self._node = self._node, None
+        if node is not None:
+            node.close()
+
+    def status(self) -> dict[str, Any]:
+        """Return services, instances with their state, counters: what ``mmi.status`` answers."""
+        return self.node.status()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Embedded:
+    """Bind-or-join: of the processes that embed a router at one endpoint, the first has it.
+
+    The others connect to it like any client, and race to bind when it is gone. Whoever has it, the
+    endpoint is the same, so nothing else needs to know.
+    """
+
+    RETRY_S = 0.25
+    """How often a joined process tries to bind: clients wait 3 s for a router, so this is in time."""
+
+    def __init__(self, endpoint: str, **options: Any) -> None:
+        check_endpoint(endpoint)
+        if not is_loopback(endpoint):
+            raise UsageError(f"{endpoint} is not loopback: only that can be embedded")
+        self.endpoint = endpoint
+        self._options = options
+        self.router: Router | None = None
+        self._greenlet: gevent.Greenlet[..., Any] | None = None
+        if not self._bind():
+            self._greenlet = gevent.spawn(self._race)
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the router is in this process."""
+        return self.router is not None
+
+    def stop(self) -> None:
+        """Give the router up; another process takes it over."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+        if self.router is not None:
+            self.router.stop()
+            self.router = None
+
+    def _bind(self) -> bool:
+        router = Router(**self._options)
+        try:
+            router.bind(self.endpoint)
+        except AddressInUse:
+            router.stop()
+            return False
+        self.router = router
+        return True
+
+    def _race(self) -> None:
+        while not self._bind():
+            gevent.sleep(self.RETRY_S)

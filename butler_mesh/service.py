@@ -1,0 +1,269 @@
+"""Service: functions and objects that answer requests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from gevent.event import AsyncResult
+from gevent.queue import Empty, SimpleQueue
+
+from butler_mesh.addresses import Address
+from butler_mesh.connections.base import Delivery, InstanceConnection
+from butler_mesh.connections.node import RouterNode
+from butler_mesh.connections.registry import connect_instance
+from butler_mesh.errors import BadRequest, MethodNotAllowed, NotFound, RouteCollision, UsageError
+from butler_mesh.lifetime import GRACE_S, Lifetime
+from butler_mesh.messages import ServiceRequest, ServiceResponse
+from butler_mesh.protocol.instance import CREDIT
+from butler_mesh.replies import answer
+from butler_mesh.router import Router
+from butler_mesh.sink import DEFAULT_SINK, SinkSender
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RECV_PAUSE_S = 1.0
+"""How long ``recv`` waits before it returns None: the rhythm of butler's manual loops."""
+
+
+class Service:
+    """An instance of a service made of plain functions: each answers under ``/`` and its name.
+
+    A function is called with the request's arguments as keywords (or a proxy's own arguments); a body
+    comes first. What it returns is the reply's body: any JSON value, bytes, a list of bytes, or an
+    iterator, which is sent part by part. What it raises is the reply's failure.
+
+    ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home.
+    """
+
+    def __init__(
+        self,
+        address: str | Iterable[str] | Router,
+        name: str | None = None,
+        *,
+        credit: int = CREDIT,
+        grace: float = GRACE_S,
+        tracebacks: bool = True,
+        sink: str = DEFAULT_SINK,
+        register_secret: str | bytes | None = None,
+        pooled_greenlets: bool = True,
+    ) -> None:
+        self._router = address if isinstance(address, Router) else None
+        self._address = None if isinstance(address, Router) else Address.parse(address)
+        own = "" if self._address is None else self._address.service
+        self.name = name or own
+        self.grace = grace
+        self.tracebacks = tracebacks
+        self.sink = SinkSender(sink)
+        self._options: dict[str, Any] = {
+            "credit": credit,
+            "register_secret": register_secret,
+            "pooled_greenlets": pooled_greenlets,
+        }
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._connection: InstanceConnection | None = None
+        # The router of the brokerless form, which this service owns.
+        self._own_router: Router | None = None
+        self._lifetime = Lifetime()
+        # The manual loop: requests not yet taken, and where the answer to the last one goes.
+        self._inbox: SimpleQueue[tuple[ServiceRequest, AsyncResult[Any]]] | None = None
+        self._owed: AsyncResult[Any] | None = None
+
+    @classmethod
+    def bind(cls, endpoint: str, name: str | None = None, **options: Any) -> Service:
+        """Return a service that clients connect to without a router between: it holds one itself.
+
+        Raises AddressInUse, and UsageError for an endpoint that is not loopback.
+        """
+        router = Router()
+        try:
+            router.bind(endpoint)
+        except BaseException:
+            router.stop()
+            raise
+        service = cls(router, name, **options)
+        service._own_router = router
+        return service
+
+    # --- functions ----------------------------------------------------------------------------
+
+    def register_function(self, function: Callable[..., Any], name: str | None = None) -> None:
+        """Answer ``/name`` (the function's own by default) by this function.
+
+        The name may be a path, too: ``'/'`` takes the requests of Majordomo clients. Raises
+        RouteCollision when it is taken.
+        """
+        path = "/" + (name or function.__name__).removeprefix("/")
+        if path in self._functions:
+            raise RouteCollision(f"{path} is answered by {self._functions[path]!r} already")
+        self._functions[path] = function
+
+    @overload
+    def function(self, function: F) -> F: ...
+    @overload
+    def function(self, function: str) -> Callable[[F], F]: ...
+    def function(self, function: F | str) -> F | Callable[[F], F]:
+        """Register a function, as a decorator: ``@service.function`` or ``@service.function('name')``."""
+        if isinstance(function, str):
+            name = function
+
+            def decorate(actual: F) -> F:
+                self.register_function(actual, name)
+                return actual
+
+            return decorate
+        self.register_function(function)
+        return function
+
+    def register(self, obj: object) -> None:
+        """Expose the public methods of an object: those whose name does not begin with ``_``."""
+        for name, method in inspect.getmembers(obj, callable):
+            if not name.startswith("_"):
+                self.register_function(method, name)
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Register and answer in the background; returns the service."""
+        if self._connection is None:
+            target: RouterNode | Address | None = self._address
+            if self._router is not None:
+                target = self._router.node
+            assert target is not None
+            paths = () if self.name else tuple(self._functions)
+            if not self.name and not paths:
+                raise UsageError("a service needs a name, or functions whose paths it answers")
+            self._connection = connect_instance(target, self.name, paths, **self._options)
+            self._connection.serve(self._deliver)
+        return self
+
+    def run(self) -> None:
+        """Answer until ``stop``, SIGTERM or SIGINT; then finish what runs, within ``grace``, and leave.
+
+        A second signal ends the process at once.
+        """
+        self._lifetime.run(self.start, self.close)
+
+    def stop(self) -> None:
+        """Make ``run`` return, after it has drained."""
+        self._lifetime.stop()
+
+    def close(self) -> None:
+        """Take no more, finish what runs within ``grace`` seconds, say goodbye, close."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close(self.grace)
+        self.sink.close()
+        if self._own_router is not None:
+            self._own_router.stop()
+
+    def wait_until_registered(self, timeout: float = 5.0) -> bool:
+        """Wait until a router has confirmed us; False when none did within ``timeout`` seconds."""
+        return self._connection is not None and self._connection.wait_until_registered(timeout)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def recv(self, reply: Any = None, timeout: float = RECV_PAUSE_S) -> ServiceRequest | None:
+        """Answer the request taken before (if any) with ``reply``, and return the next one.
+
+        Returns None when none came within ``timeout`` seconds. A service that is read so has no
+        functions and takes one request at a time.
+        """
+        if self._inbox is None:
+            self._inbox = SimpleQueue()
+            self._options["credit"] = 1
+            self.start()
+        if self._owed is not None:
+            self._owed.set(reply)
+            self._owed = None
+        try:
+            request, self._owed = self._inbox.get(timeout=timeout)
+        except Empty:
+            return None
+        return request
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _deliver(self, delivery: Delivery) -> None:
+        answer(delivery, self._respond, tracebacks=self.tracebacks)
+
+    def _respond(self, request: ServiceRequest) -> ServiceResponse:
+        if self._inbox is not None:
+            return ServiceResponse(body=self._await_loop(self._inbox, request))
+        if request.method == "options":
+            return ServiceResponse(body=self._describe(request.path))
+        return ServiceResponse(body=self._call(request))
+
+    def _call(self, request: ServiceRequest) -> Any:
+        function = self._functions.get(request.path)
+        if function is None:
+            raise NotFound(f"{self.name or 'the service'} has no {request.path}", status=404)
+        if request.method != "request":
+            error = MethodNotAllowed(f"{request.method} is not one of request, options", status=405)
+            error.headers = {"Allow": "REQUEST, OPTIONS"}
+            raise error
+        body = request.raw_body
+        args: Iterable[Any] = request.args
+        if body is not None:
+            first = body if isinstance(body, list) and body and isinstance(body[0], bytes) else [body]
+            args = [*first, *args]
+        kwargs: Mapping[str, Any] = request.arguments or request.kwargs
+        if request.arguments and request.kwargs:
+            kwargs = {**request.arguments, **request.kwargs}
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            # The call itself, or something in it? Only a failure asks, so that the rest need not pay.
+            if error.__traceback__ is not None and error.__traceback__.tb_next is None:
+                misfit = _misfit(function, args, kwargs)
+                if misfit:
+                    raise BadRequest(f"{request.path}: {misfit}", status=422) from error
+            raise
+
+    def _describe(self, path: str) -> dict[str, Any]:
+        if path in self._functions:
+            return _description(self._functions[path])
+        if path != "/":
+            raise NotFound(f"{self.name or 'the service'} has no {path}", status=404)
+        paths = {name: _description(function) for name, function in sorted(self._functions.items())}
+        return {"service": self.name, "paths": paths}
+
+    def _await_loop(
+        self, inbox: SimpleQueue[tuple[ServiceRequest, AsyncResult[Any]]], request: ServiceRequest
+    ) -> Any:
+        answer: AsyncResult[Any] = AsyncResult()
+        inbox.put((request, answer))
+        return answer.get()
+
+
+def _misfit(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return why the arguments do not fit the function; '' when they do, or nobody can tell."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def _description(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        signature = str(inspect.signature(function))
+    except (TypeError, ValueError):
+        signature = "(...)"
+    return {
+        "methods": ["request", "options"],
+        "signature": signature,
+        "doc": inspect.getdoc(function) or "",
+    }

@@ -1,0 +1,169 @@
+"""ServiceClientMixin: calls to services from any class with an ``application`` attribute."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import gevent
+
+from butler_mesh import deadlines
+from butler_mesh.calls import LazyResponse
+from butler_mesh.client import Client
+from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response
+from butler_mesh.protocol.mesh import FINAL
+
+_log = logging.getLogger("butler_mesh.client")
+
+coro_sleep = gevent.sleep
+
+
+class LazyServiceResponse:
+    """A service call that was sent and is collected later."""
+
+    def __init__(self, mixin: ServiceClientMixin, lazy: LazyResponse) -> None:
+        self._mixin = mixin
+        self._lazy = lazy
+
+    def get(self, timeout: float | None = None) -> tuple[ServiceResponse, Any]:
+        """Wait and return (response, handled), as ``send_service_request`` does."""
+        response = self._lazy.get(timeout)
+        return response, self._mixin._handle(response)
+
+
+class ServiceClientMixin:
+    """Sends requests to services. Works in handlers, Flask's MethodView, Django's View, anything.
+
+    Connections are kept on ``self.application``, one for each address, for all requests of the process.
+    Without that attribute each call makes a connection and closes it again. Each reply also passes
+    through the application's own route for its path (method ``response``), if it has one.
+    """
+
+    def register_service(
+        self,
+        address: str,
+        resp_addr: str | None = None,
+        passphrase: str | None = None,
+        *,
+        timeout: float = deadlines.DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """Make an address known, ``tcp://127.0.0.1:5555/slow``; one that is known stays as it is.
+
+        ``resp_addr`` and ``passphrase`` are accepted for Brubeck's sake: replies need no address here.
+        """
+        clients = self._clients()
+        if clients is not None and address not in clients:
+            clients[address] = Client(address, timeout=timeout)
+
+    def unregister_service(self, address: str) -> None:
+        """Forget an address and close its connection; nothing happens when it is unknown."""
+        clients = self._clients()
+        client = None if clients is None else clients.pop(address, None)
+        if client is not None:
+            client.close()
+
+    def create_service_request(
+        self,
+        path: str,
+        method: str = "request",
+        arguments: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Body = None,
+    ) -> ServiceRequest:
+        """Return a request for ``path``, to be sent by one of the methods below."""
+        return ServiceRequest(path, method, arguments, headers, body)
+
+    def send_service_request(
+        self,
+        address: str,
+        request: ServiceRequest,
+        *,
+        timeout: float | None = None,
+        idempotent: bool = False,
+        handle: bool = True,
+    ) -> tuple[ServiceResponse, Any]:
+        """Send a request and wait; return (response, what our own ``response`` handler made of it).
+
+        Whatever happens to the request is in the response's status: 404, 502, 503 and 504 included.
+        """
+        client, is_own = self._client(address)
+        try:
+            response = client.send(None, request, timeout=timeout, idempotent=idempotent)
+        finally:
+            if is_own:
+                client.close()
+        return response, self._handle(response) if handle else None
+
+    def send_service_request_lazy(
+        self, address: str, request: ServiceRequest, *, timeout: float | None = None
+    ) -> LazyServiceResponse:
+        """Send a request and return at once; ``.get()`` gives (response, handled)."""
+        client, _ = self._client(address)
+        lazy = LazyResponse(request.path)
+        lazy.bind(*client.submit(None, request, lazy.on_reply, timeout=timeout))
+        return LazyServiceResponse(self, lazy)
+
+    def send_service_request_nowait(
+        self, address: str, request: ServiceRequest, *, timeout: float = deadlines.NOWAIT_TIMEOUT_S
+    ) -> None:
+        """Send a request and return at once. Our ``response`` handler runs when the reply comes.
+
+        The deadline is the request's own: it may outlive the work that caused it. A failure that no
+        handler takes is logged.
+        """
+        client, is_own = self._client(address)
+        application = getattr(self, "application", None)
+        path = request.path
+
+        def on_reply(kind: int, code: int, flags: int, envelope: bytes) -> None:
+            if kind != FINAL:
+                return
+            response = decode_response(code, flags, envelope, path)
+            if not response.is_success:
+                _log.warning("nowait-failed %s: %s %s", path, code, response.status_msg)
+            later = getattr(application, "handle_response_later", None)
+            if later is not None:
+                later(response)
+            if is_own:
+                gevent.spawn(client.close)
+
+        client.submit(None, request, on_reply, timeout=timeout, inherit=False)
+
+    # --- within -------------------------------------------------------------------------------
+
+    def _handle(self, response: ServiceResponse) -> Any:
+        handle = getattr(getattr(self, "application", None), "handle_response", None)
+        return None if handle is None else handle(response)
+
+    def _clients(self) -> dict[str, Client] | None:
+        """Return the application's clients by address; None where there is no application."""
+        application = getattr(self, "application", None)
+        if application is None:
+            return None
+        found = getattr(application, "_mesh_clients", None)
+        if found is None:
+            found = _Clients()
+            application._mesh_clients = found
+            resources = getattr(application, "resources", None)
+            if isinstance(resources, dict):
+                # Closed with the application.
+                resources["butler_mesh.clients"] = found
+        clients: dict[str, Client] = found
+        return clients
+
+    def _client(self, address: str) -> tuple[Client, bool]:
+        clients = self._clients()
+        if clients is None:
+            return Client(address), True
+        self.register_service(address)
+        return clients[address], False
+
+
+class _Clients(dict[str, Client]):
+    """The clients of one application, by address."""
+
+    def close(self) -> None:
+        """Close them all."""
+        while self:
+            self.popitem()[1].close()

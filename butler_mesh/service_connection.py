@@ -1,0 +1,64 @@
+"""ServiceConnection: brings an Application the requests that a router sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from butler_mesh.addresses import Address
+from butler_mesh.application import Application
+from butler_mesh.connections.base import InstanceConnection
+from butler_mesh.connections.node import RouterNode
+from butler_mesh.connections.registry import connect_instance
+from butler_mesh.protocol.instance import CREDIT
+from butler_mesh.router import Router
+from butler_mesh.routing import RouteKind
+
+
+class ServiceConnection:
+    """Registers with the router at ``address``, under ``service`` (or the address's own), and with the
+    path prefixes of the application's service routes; without a name by those alone.
+
+    ``credit`` is how many requests are handled at once. The sockets are opened by ``start``, in the
+    process that calls it.
+    """
+
+    def __init__(
+        self,
+        address: str | Iterable[str] | Router,
+        service: str | None = None,
+        *,
+        credit: int = CREDIT,
+        register_secret: str | bytes | None = None,
+        pooled_greenlets: bool = True,
+    ) -> None:
+        self._router = address if isinstance(address, Router) else None
+        self._address = None if isinstance(address, Router) else Address.parse(address)
+        own = "" if self._address is None else self._address.service
+        self.service = service or own
+        self._options: dict[str, Any] = {
+            "credit": credit,
+            "register_secret": register_secret,
+            "pooled_greenlets": pooled_greenlets,
+        }
+        self._connection: InstanceConnection | None = None
+
+    def start(self, application: Application) -> None:
+        """Register; from now on the application answers."""
+        target: Address | RouterNode | None = self._address
+        if self._router is not None:
+            target = self._router.node
+        assert target is not None
+        paths = application.routes.prefixes(RouteKind.SERVICE)
+        self._connection = connect_instance(target, self.service, paths, **self._options)
+        self._connection.serve(application.deliver)
+
+    def wait_until_registered(self, timeout: float) -> bool:
+        """Wait until a router has confirmed us; False when none did within ``timeout`` seconds."""
+        return self._connection is not None and self._connection.wait_until_registered(timeout)
+
+    def close(self, grace_s: float) -> None:
+        """Take no more, finish what runs, say goodbye."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close(grace_s)

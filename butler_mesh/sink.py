@@ -1,0 +1,128 @@
+"""Sink: collects the events that service instances push."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from gevent.event import Event
+
+from butler_mesh import codec
+from butler_mesh.addresses import check_endpoint
+from butler_mesh.clock import monotonic
+from butler_mesh.connections.pump import Pump
+from butler_mesh.connections.sockets import dial, listen
+from butler_mesh.errors import Closed, DeadlineExceeded
+from butler_mesh.protocol.member import Phase
+from butler_mesh.protocol.sink import SinkProtocol, SourceProtocol
+
+DEFAULT_SINK = "tcp://127.0.0.1:5558"
+
+
+class Sink:
+    """Listens at ``endpoint`` for what ``service.sink.send`` sends. Raises AddressInUse."""
+
+    def __init__(self, endpoint: str = DEFAULT_SINK) -> None:
+        check_endpoint(endpoint)
+        self._machine = SinkProtocol(monotonic())
+        self._arrived = Event()
+        self._pump = Pump(self._machine, after=self._after, logger="butler_mesh.sink")
+        try:
+            port = listen(endpoint, self._machine.door)
+        except BaseException:
+            self._pump.close()
+            raise
+        self.endpoint = port.endpoint
+        self._pump.attach(port)
+        self._is_closed = False
+
+    def get_message(self, timeout: float | None = None) -> Any:
+        """Wait for the next event; DeadlineExceeded when none came within ``timeout`` seconds.
+
+        Events that wait for their reader are kept, ten thousand of them; more are counted and dropped.
+        """
+        until = None if timeout is None else monotonic() + timeout
+        while not self._machine.events:
+            if self._is_closed:
+                raise Closed("the sink is closed")
+            self._arrived.clear()
+            left = None if until is None else until - monotonic()
+            if left is not None and left <= 0:
+                raise DeadlineExceeded("no event came")
+            self._arrived.wait(left)
+        return codec.loads(self._machine.events.popleft())
+
+    @property
+    def dropped(self) -> int:
+        """How many events were dropped because nobody read those before them."""
+        return self._machine.counters["dropped.full"]
+
+    def close(self) -> None:
+        """Stop listening; a waiting ``get_message`` raises Closed."""
+        self._is_closed = True
+        self._pump.close()
+        self._arrived.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _after(self, now: float) -> bool:
+        if self._machine.events:
+            self._arrived.set()
+        return False
+
+
+class SinkSender:
+    """A service's way to its sink; connects at the first event."""
+
+    def __init__(self, endpoint: str) -> None:
+        check_endpoint(endpoint)
+        self.endpoint = endpoint
+        self._machine: SourceProtocol | None = None
+        self._pump: Pump | None = None
+        self._pid = 0
+        self._changed = Event()
+
+    def send(self, event: Any) -> bool:
+        """Send one event (any JSON value) and return at once; False when too much waits already.
+
+        Raises NotSerializable.
+        """
+        data = codec.dumps(event)
+        if self._pump is None or self._machine is None or self._pid != os.getpid():
+            if self._pump is not None:
+                self._pump.abandon()
+            self._machine = SourceProtocol(monotonic())
+            self._pump = Pump(self._machine, after=self._after, logger="butler_mesh.sink")
+            self._pump.attach(dial(self.endpoint))
+            self._pid = os.getpid()
+        sent = self._machine.send(data)
+        self._pump.arm(monotonic())
+        return sent
+
+    def close(self, drain: float = 1.0) -> None:
+        """Wait up to ``drain`` seconds until the sink has everything, then close."""
+        machine, pump = self._machine, self._pump
+        self._machine = self._pump = None
+        if machine is None or pump is None:
+            return
+        until = monotonic() + drain
+        while not machine.is_idle and monotonic() < until:
+            self._changed.clear()
+            self._changed.wait(max(0.0, until - monotonic()))
+        machine.goodbye()
+        pump.arm(monotonic())
+        while machine.phase is not Phase.LEFT and monotonic() < until:
+            self._changed.clear()
+            self._changed.wait(max(0.0, until - monotonic()))
+        pump.close()
+
+    def _after(self, now: float) -> bool:
+        self._changed.set()
+        return False
