@@ -26,6 +26,22 @@ from butler_mesh.protocol.wheel import NEVER
 Frames = list[bytes]
 
 
+def ready_object(**fields: Any) -> dict[str, Any]:
+    """Return what a READY says; a field given as None is left out."""
+    ready = {"wid": "svc-raw", "epoch": "0123456789abcdef", "service": "svc", "paths": [], "credit": 1}
+    return {name: value for name, value in {**ready, **fields}.items() if value is not None}
+
+
+def request(target: str, envelope: bytes = b"{}", window: int | None = None) -> bytes:
+    """Return a REQUEST's payload."""
+    return mesh.pack_target(target.encode(), window) + envelope
+
+
+def reply(code: int = status.OK, envelope: bytes = b"{}") -> bytes:
+    """Return the payload of a PARTIAL or FINAL."""
+    return mesh.pack_status(code) + envelope
+
+
 class Link:
     """Two pipes between a member and a door; each keeps its order."""
 
@@ -329,6 +345,18 @@ class Net(Party):
         self.connect(raw, door)
         if hello is not None:
             self.send(raw, mesh.HELLO, payload=codec.dumps(hello))
+        return raw
+
+    def raw_client(self, door: Door | None = None) -> Raw:
+        """Return a raw peer that has been welcomed as a client."""
+        raw = self.raw(door, {"role": "client"})
+        assert raw.got(mesh.WELCOME)
+        return raw
+
+    def raw_instance(self, door: Door | None = None, **ready: Any) -> Raw:
+        """Return a raw peer that has said HELLO and READY; READY's fields are given, or plain ones."""
+        raw = self.raw(door, {"role": "instance"})
+        self.send(raw, mesh.READY, payload=codec.dumps(ready_object(**ready)))
         return raw
 
     def send(

@@ -154,4 +154,4 @@ class FairQueueAgainstLists(RuleBasedStateMachine):
         assert len(self.queue) == len(there)
 
 
-TestFairQueueAgainstLists = FairQueueAgainstLists.TestCase
+TestFairQueueAgainstLists = pytest.mark.slow(FairQueueAgainstLists.TestCase)

@@ -70,7 +70,7 @@ def test_next_due_skips_and_forgets_the_buckets_that_were_emptied() -> None:
     slot = wheel.add("answered", 1.0)
     wheel.add("waiting", 2.0)
     wheel.remove("answered", slot)
-    assert wheel.next_due() == pytest.approx(2.0, abs=BUCKET_S)
+    assert 2.0 <= wheel.next_due() <= 2.0 + BUCKET_S + ULPS
     assert len(wheel._buckets) == len(wheel._order) == 1
 
 
@@ -140,4 +140,4 @@ class WheelAgainstAList(RuleBasedStateMachine):
         assert len(self.wheel._buckets) == len(self.wheel._order)
 
 
-TestWheelAgainstAList = WheelAgainstAList.TestCase
+TestWheelAgainstAList = pytest.mark.slow(WheelAgainstAList.TestCase)
