@@ -38,7 +38,7 @@ setup(
             "six",  # which majortomo needs and does not declare
         ],
     },
-    entry_points={"console_scripts": ["butler-mesh = butler_mesh.cli:main"]},
+    entry_points={"console_scripts": ["butler-mesh = butler_mesh.cli.main:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",

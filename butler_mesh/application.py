@@ -180,7 +180,7 @@ class Application:
         if request.method.lower() == "response":
             # Replies come as replies. A request that calls itself one is forged.
             raise MethodNotAllowed("response is no method of a request", status=405)
-        if request.method == "options" and self.routes.match(RouteKind.SERVICE, request.path) is None:
+        if request.method.lower() == "options" and self.routes.match(RouteKind.SERVICE, request.path) is None:
             return ServiceResponse(body=self.describe())
         response: ServiceResponse = self.answer(RouteKind.SERVICE, request)
         return response

@@ -12,7 +12,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent, greenlet
 
 from butler_mesh.connections.base import ClientConnection
-from butler_mesh.errors import DeadlineExceeded
+from butler_mesh.errors import DeadlineExceeded, UsageError
 from butler_mesh.messages import Body, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
 
@@ -27,6 +27,8 @@ class Waiter:
 
     def __init__(self) -> None:
         self._greenlet: greenlet = getcurrent()
+        if self._greenlet is get_hub():
+            raise UsageError("a callback of the hub cannot wait; spawn a greenlet for it")
         self._is_parked = False
         self.reply: tuple[int, int, bytes] | None = None
 
@@ -91,14 +93,29 @@ class LazyResponse:
             self._result.set(ServiceResponse(499, "cancelled by its caller", path=self._path))
 
 
+class _Parts:
+    """What has arrived of a stream. The engine holds this and not the stream itself, so that a stream
+    which nobody holds any more is noticed."""
+
+    __slots__ = ("arrived", "changed")
+
+    def __init__(self) -> None:
+        self.arrived: deque[tuple[int, int, int, bytes]] = deque()
+        self.changed = Event()
+
+    def __call__(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
+        """Take a part or the end (the engine's ``on_reply``)."""
+        self.arrived.append((kind, status, flags, envelope))
+        self.changed.set()
+
+
 class ResponseStream:
     """An iterator over the parts of a reply. The reader's pace is the sender's: it is granted more
     parts as those before are taken. Leaving it early (``close``, or the end of ``with``) cancels."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._arrived: deque[tuple[int, int, int, bytes]] = deque()
-        self._changed = Event()
+        self.on_reply = _Parts()
         self._connection: ClientConnection | None = None
         self._call: Any = None
         self._taken = 0
@@ -110,11 +127,6 @@ class ResponseStream:
         """Remember whom to grant windows to."""
         self._connection, self._call = connection, call
 
-    def on_reply(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
-        """Take a part or the end (the engine's ``on_reply``)."""
-        self._arrived.append((kind, status, flags, envelope))
-        self._changed.set()
-
     def __iter__(self) -> Iterator[Body]:
         return self
 
@@ -122,10 +134,11 @@ class ResponseStream:
         """Return the next part's body; raises the failure if the stream ended in one."""
         if self._is_over:
             raise StopIteration
-        while not self._arrived:
-            self._changed.clear()
-            self._changed.wait()
-        kind, status, flags, envelope = self._arrived.popleft()
+        parts = self.on_reply
+        while not parts.arrived:
+            parts.changed.clear()
+            parts.changed.wait()
+        kind, status, flags, envelope = parts.arrived.popleft()
         response = decode_response(status, flags, envelope, self._path)
         if self.response is None or kind == FINAL:
             self.response = response

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +30,13 @@ RETRY_STATUSES = frozenset({status.TOO_MANY, status.UNAVAILABLE})
 """Never started: a retry is always sound."""
 RETRY_IDEMPOTENT = RETRY_STATUSES | {status.INSTANCE_LOST}
 """May have run: a retry is sound for requests declared idempotent."""
+MIN_PAUSE_S = 0.1
+"""Before a retry where the far side asks for less: a queue that is full now is not empty at once."""
 DRAIN_S = 5.0
+EXIT_DRAIN_S = 1.0
+
+# Clients that a program may end without closing: what they were given to send must not end with it.
+_open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 class Client:
@@ -36,8 +44,8 @@ class Client:
 
     ``address`` is an endpoint (``tcp://127.0.0.1:5555``), several of them, or a Router of this process;
     a service in it is the default of every call. ``timeout`` is in seconds. ``retries`` is how often a
-    request is sent again where that is sound, within its deadline. ``persistent=False`` makes every
-    call on a connection of its own.
+    request is sent again where that is sound, within its deadline. ``persistent=False`` makes every call that
+    is waited for on a connection of its own.
 
     The connection is opened at the first call, by the process that makes it: a fork gets its own.
     A client belongs to the thread that uses it first; from another one calls raise WrongThread.
@@ -100,16 +108,18 @@ class Client:
         target, envelope, flags = self._prepare(service, request)
         if idempotent:
             flags |= IDEMPOTENT
-        now = monotonic()
-        deadline = deadlines.deadline_for(timeout, now, self.timeout)
+        own = _finite(self.timeout if timeout is None else timeout)
+        deadline = deadlines.deadline_for(own, monotonic())
         tries = 1 + max(0, self.retries)
         while True:
-            connection = self._connect()
-            waiter = Waiter()
-            call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
-            code, reply_flags, reply = waiter.wait(connection, call)
-            if not self.persistent:
-                self._disconnect()
+            connection = self._connect() if self.persistent else self._open()
+            try:
+                waiter = Waiter()
+                call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
+                code, reply_flags, reply = waiter.wait(connection, call)
+            finally:
+                if not self.persistent:
+                    connection.close(DRAIN_S)
             tries -= 1
             response = decode_response(code, reply_flags, reply, request.path)
             if not tries or code not in (RETRY_IDEMPOTENT if idempotent else RETRY_STATUSES):
@@ -133,7 +143,7 @@ class Client:
         """Send a request that nobody answers. Returns at once; ``close`` reports those refused."""
         request = ServiceRequest(path, method, arguments, headers, body)
         target, envelope, flags = self._prepare(service, request)
-        deadline = monotonic() + timeout
+        deadline = monotonic() + _finite(timeout)
         self._connect().submit(target, envelope, deadline=deadline, flags=flags | ONE_WAY, on_reply=_ignore)
 
     def request_lazy(
@@ -195,11 +205,8 @@ class Client:
         Without ``inherit`` the deadline is the request's own, not the present handler's.
         """
         target, envelope, own_flags = self._prepare(service, request)
-        now = monotonic()
-        if inherit:
-            deadline = deadlines.deadline_for(timeout, now, self.timeout)
-        else:
-            deadline = now + (self.timeout if timeout is None else timeout)
+        own, now = _finite(self.timeout if timeout is None else timeout), monotonic()
+        deadline = deadlines.deadline_for(own, now) if inherit else now + own
         flags |= own_flags | (IDEMPOTENT if idempotent else 0)
         connection = self._connect()
         call = connection.submit(
@@ -267,10 +274,16 @@ class Client:
             if get_hub() is not self._hub:
                 raise WrongThread("a Client belongs to one thread: make one for each")
             return connection
-        if self._is_closed:
-            raise Closed("the client is closed")
         if connection is not None:
             connection.abandon()
+        self._connection = connection = self._open()
+        self._pid, self._hub = os.getpid(), get_hub()
+        _open_clients.add(self)
+        return connection
+
+    def _open(self) -> ClientConnection:
+        if self._is_closed:
+            raise Closed("the client is closed")
         target: Address | RouterNode
         if self._router is not None:
             target = self._router.node
@@ -278,9 +291,7 @@ class Client:
             assert self._address is not None
             target = self._address
         options = {} if self._connect_timeout_s is None else {"connect_timeout_s": self._connect_timeout_s}
-        self._connection = connection = connect_client(target, **options)
-        self._pid, self._hub = os.getpid(), get_hub()
-        return connection
+        return connect_client(target, **options)
 
     def _disconnect(self, drain_s: float = DRAIN_S) -> list[tuple[int, str]]:
         connection, self._connection = self._connection, None
@@ -292,10 +303,24 @@ class Client:
         return connection.close(drain_s)
 
 
+@atexit.register
+def _close_clients() -> None:
+    for client in list(_open_clients):
+        if client._pid == os.getpid() and client._hub is get_hub():
+            client.close(EXIT_DRAIN_S)
+
+
 def _pause_s(response: ServiceResponse) -> float:
-    """How long to wait before a retry: what the far side asks for, jittered so that callers spread."""
+    """How long to wait before a retry: never less than the far side asks for, and up to half as long
+    again, so that callers spread."""
     asked = response.failure().retry_after_s
-    return (0.1 if asked is None else asked) * random.uniform(0.5, 1.5)
+    return max(MIN_PAUSE_S, MIN_PAUSE_S if asked is None else asked) * random.uniform(1.0, 1.5)
+
+
+def _finite(timeout: float) -> float:
+    if not timeout < deadlines.NEVER:  # infinity, and NaN
+        raise UsageError("every call has a deadline: a timeout is a finite number of seconds")
+    return timeout
 
 
 def _ignore(kind: int, status: int, flags: int, envelope: bytes) -> None:

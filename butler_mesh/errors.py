@@ -90,6 +90,8 @@ class RequestFailed(MeshError):
         self.retry_after_s = retry_after_s
         # What goes with the status, where this is raised to be a reply (a 405's ``Allow``).
         self.headers: dict[str, str] = {}
+        # Whether it stands for a reply to a call of ours, as opposed to being made as a reply.
+        self.is_received = False
 
     def __str__(self) -> str:
         return self.message or f"status {self.status}"

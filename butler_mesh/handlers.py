@@ -52,6 +52,7 @@ class MessageHandler:
         self.headers: dict[str, str] = {}
         self.status_code: int = self._DEFAULT_STATUS
         self.status_msg: str = ""
+        self._has_status = False
 
     def prepare(self) -> None:
         """Run before the method; raise to refuse the request."""
@@ -63,6 +64,12 @@ class MessageHandler:
         """Set the reply's status; ``message`` goes with it."""
         self.status_code = code
         self.status_msg = message
+        self._has_status = True
+
+    @property
+    def is_status_set(self) -> bool:
+        """Whether the handler has chosen a status, be it the default one."""
+        return self._has_status or self.status_code != self._DEFAULT_STATUS
 
     @classmethod
     def allowed(cls) -> list[str]:
@@ -71,10 +78,10 @@ class MessageHandler:
 
     def unsupported(self) -> Any:
         """Answer a method that this class does not have: 405, and those it has in ``Allow``."""
-        error = MethodNotAllowed(
-            f"{self.message.method} is not one of {', '.join(self.allowed())}", status=405
-        )
-        error.headers = {"Allow": ", ".join(name.upper() for name in self.allowed())}
+        # No request has the method ``response``: only replies do.
+        allowed = [name for name in self.allowed() if name != "response"]
+        error = MethodNotAllowed(f"{self.message.method} is not one of {', '.join(allowed)}", status=405)
+        error.headers = {"Allow": ", ".join(name.upper() for name in allowed)}
         raise error
 
     def finish(self, result: Any) -> Any:
@@ -106,7 +113,7 @@ class ServiceMessageHandler(MessageHandler):
         super().__init__(application, message)
         self._payload: dict[str, Any] = {}
         if isinstance(message, ServiceResponse):
-            self.status_code, self.status_msg = message.status_code, message.status_msg
+            self.set_status(message.status_code, message.status_msg)
 
     @property
     def payload(self) -> Mapping[str, Any]:
@@ -128,13 +135,18 @@ class ServiceMessageHandler(MessageHandler):
         """Return a reply that is sent part by part, at the pace of its reader."""
         return self.render(iter(parts))
 
-    def finish(self, result: Any) -> ServiceResponse:
-        """Nothing returned means what ``render`` would; a value other than a response is its body."""
+    def finish(self, result: Any) -> Any:
+        """Nothing returned means what ``render`` would; a value other than a response is its body.
+
+        What ``response`` returns stays as it is.
+        """
+        if isinstance(self.message, ServiceResponse):
+            return result
         if isinstance(result, ServiceResponse):
             return result
         if result is None:
             return self.render()
-        if self.status_code == self._DEFAULT_STATUS:
+        if not self.is_status_set:
             self.set_status(status.OK)
         return self.render(result)
 

@@ -6,30 +6,43 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
-import gevent
 from gevent.event import Event
+from gevent.hub import get_hub
 
 GRACE_S = 30.0
 """How long a stop waits for running handlers: what container schedulers give before they kill."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Lifetime:
-    """One run of a router, service or application in the main greenlet of its process."""
+    """One run of a router, service or application in the main thread of its process."""
+
+    # Those that run now: one process may hold a router and a service, and a signal means them all.
+    _running: list[Lifetime] = []  # noqa: RUF012 (shared on purpose)
+    _was_told = False
 
     def __init__(self) -> None:
         self._stop = Event()
 
     def run(self, start: Callable[[], object], close: Callable[[], object]) -> None:
-        """Start, wait for ``stop``, SIGTERM or SIGINT, close. A second signal ends the process at once.
+        """Start, wait for ``stop``, SIGTERM or SIGINT, close. A second signal ends the process at once,
+        also while a handler computes.
 
         In threads other than the main one signals are left alone.
         """
         self._stop.clear()
-        watchers: list[Any] = []
-        if threading.current_thread() is threading.main_thread():
-            watchers = [gevent.signal_handler(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)]
+        before: dict[signal.Signals, Any] = {}
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main:
+            if not Lifetime._running:
+                Lifetime._was_told = False
+                # Not gevent's watchers: those wait for the hub, which a computing handler keeps busy.
+                before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+            Lifetime._running.append(self)
         try:
             start()
             self._stop.wait()
@@ -37,14 +50,21 @@ class Lifetime:
             try:
                 close()
             finally:
-                for watcher in watchers:
-                    watcher.cancel()
+                if is_main:
+                    Lifetime._running.remove(self)
+                for number, handler in before.items():
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def stop(self) -> None:
         """Make ``run`` close and return."""
         self._stop.set()
 
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
-            os._exit(1)
-        self._stop.set()
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if Lifetime._was_told:
+        os._exit(1)
+    Lifetime._was_told = True
+    loop = get_hub().loop
+    for lifetime in Lifetime._running:
+        # Not here, between any two instructions of whoever runs: in the hub's own time.
+        loop.run_callback_threadsafe(lifetime.stop)

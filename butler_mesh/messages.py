@@ -136,6 +136,7 @@ class ServiceResponse:
             traceback=str(self.error.get("traceback", "")),
         )
         error.headers = dict(self.headers)
+        error.is_received = True
         return error
 
     def raise_for_status(self) -> None:

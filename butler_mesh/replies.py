@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from butler_mesh import status, tracing
 from butler_mesh.connections.base import Delivery
-from butler_mesh.errors import NotSerializable, RemoteError, RequestFailed, Stopped
+from butler_mesh.errors import NotSerializable, RemoteError, RequestFailed, Stopped, UsageError
 from butler_mesh.messages import (
     BadEnvelope,
     Body,
@@ -53,7 +53,10 @@ def send_reply(
     *,
     final: bool = True,
 ) -> None:
-    """Send one reply; a body that JSON cannot hold raises NotSerializable and sends nothing."""
+    """Send one reply; a body that JSON cannot hold raises NotSerializable, a number that is no status
+    UsageError, and nothing is sent."""
+    if not _is_status(code):
+        raise UsageError(f"{code!r} is no status: those are 100 to 599")
     envelope, flags = encode_response(body, message, headers)
     delivery.reply(code, envelope, flags=flags, final=final)
 
@@ -65,11 +68,16 @@ def send_response(delivery: Delivery, response: ServiceResponse) -> None:
     if not isinstance(body, Iterator):
         send_reply(delivery, response.status_code, body, response.status_msg, response.headers)
     elif delivery.flags & STREAM:
-        for part in body:
-            delivery.wait_for_window()
-            send_reply(
-                delivery, response.status_code, part, response.status_msg, response.headers, final=False
-            )
+        try:
+            for part in body:
+                delivery.wait_for_window()
+                send_reply(
+                    delivery, response.status_code, part, response.status_msg, response.headers, final=False
+                )
+        finally:
+            # A reader that left has stopped us: the generator cleans up now, not when it is collected.
+            if isinstance(body, Generator):
+                body.close()
         send_reply(delivery, response.status_code, None)
     else:
         parts = list(body)
@@ -79,26 +87,28 @@ def send_response(delivery: Delivery, response: ServiceResponse) -> None:
 def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool = True) -> None:
     """Answer for an exception that the handler let out.
 
-    A RequestFailed is its status; anything else is 500 with type, message and traceback text.
+    A RequestFailed that the handler raised is its status; anything else is 500 with type, message and
+    traceback text. So is the failure of a call that the handler made: a 503 from further on does not
+    mean that this request was never started.
     """
     if isinstance(error, Stopped):
         raise error
-    if isinstance(error, RequestFailed) and not isinstance(error, RemoteError):
+    if isinstance(error, RequestFailed) and _is_own(error):
         headers = dict(error.headers)
         if error.retry_after_s is not None:
             headers["Retry-After"] = f"{error.retry_after_s:g}"
         try:
             send_reply(delivery, error.status, error.body, error.message, headers)
         except NotSerializable:
-            send_reply(delivery, error.status, None, error.message, headers)
+            send_reply(delivery, error.status, None, _clean(error.message))
         return
     _log.error("handler-failed %s", delivery.target, exc_info=error)
     kind = error.type if isinstance(error, RemoteError) and error.type else type(error).__name__
-    message = error.message if isinstance(error, RemoteError) else _text(error)
+    message = _clean(error.message) if isinstance(error, RemoteError) else _text(error)
     details = {"type": kind, "message": message}
     if tracebacks:
         text = "".join(traceback.format_exception(error))
-        details["traceback"] = text[-MAX_TRACEBACK:].encode("utf-8", "replace").decode()
+        details["traceback"] = _clean(text[-MAX_TRACEBACK:])
     envelope, flags = encode_response(None, f"{kind}: {message}", None, details)
     delivery.reply(status.SERVER_ERROR, envelope, flags=flags)
 
@@ -110,4 +120,18 @@ def _text(error: BaseException) -> str:
         text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
     except Exception as broken:
         text = f"(its message cannot be had: {type(broken).__name__})"
-    return text.encode("utf-8", "replace").decode()
+    return _clean(text)
+
+
+def _clean(text: object) -> str:
+    """Return text that JSON can hold: without halves of characters."""
+    return str(text).encode("utf-8", "replace").decode()
+
+
+def _is_own(error: RequestFailed) -> bool:
+    """Tell whether a failure was made to be the reply, as opposed to being what became of a call."""
+    return not (error.is_received or isinstance(error, RemoteError)) and _is_status(error.status)
+
+
+def _is_status(code: object) -> bool:
+    return isinstance(code, int) and 100 <= code <= 599

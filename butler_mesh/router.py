@@ -11,10 +11,7 @@ import gevent
 from butler_mesh.addresses import check_endpoint, is_loopback
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.errors import AddressInUse, UsageError
-from butler_mesh.lifetime import Lifetime
-
-FRONTEND = "tcp://127.0.0.1:5555"
-BACKEND = "tcp://127.0.0.1:5556"
+from butler_mesh.lifetime import GRACE_S, Lifetime
 
 _log = logging.getLogger("butler_mesh.router")
 
@@ -46,7 +43,8 @@ class Router:
     wait, the router works. ``run`` is only a way to wait.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, grace: float = GRACE_S, **options: Any) -> None:
+        self.grace = grace
         self._options = options
         self._node: RouterNode | None = None
         self._lifetime = Lifetime()
@@ -82,8 +80,11 @@ class Router:
         return self
 
     def run(self) -> None:
-        """Work until ``stop``, SIGTERM or SIGINT."""
-        self._lifetime.run(self.start, self.stop)
+        """Work until ``stop``, SIGTERM or SIGINT; then finish what is in flight, within ``grace`` seconds.
+
+        New requests are answered 503 meanwhile. A second signal ends the process at once.
+        """
+        self._lifetime.run(self.start, self._drain_and_stop)
 
     def stop(self) -> None:
         """Tell everybody, close the sockets. A router that was stopped may be bound again."""
@@ -91,6 +92,11 @@ class Router:
         node, self._node = self._node, None
         if node is not None:
             node.close()
+
+    def _drain_and_stop(self) -> None:
+        if self._node is not None:
+            self._node.drain(self.grace)
+        self.stop()
 
     def status(self) -> dict[str, Any]:
         """Return services, instances with their state, counters: what ``mmi.status`` answers."""

@@ -11,10 +11,19 @@ from gevent.event import AsyncResult
 from gevent.queue import Empty, SimpleQueue
 
 from butler_mesh.addresses import Address
+from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import Delivery, InstanceConnection
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.registry import connect_instance
-from butler_mesh.errors import BadRequest, MethodNotAllowed, NotFound, RouteCollision, UsageError
+from butler_mesh.errors import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    RouteCollision,
+    Stopped,
+    Unavailable,
+    UsageError,
+)
 from butler_mesh.lifetime import GRACE_S, Lifetime
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.protocol.instance import CREDIT
@@ -119,9 +128,10 @@ class Service:
 
     def register(self, obj: object) -> None:
         """Expose the public methods of an object: those whose name does not begin with ``_``."""
-        for name, method in inspect.getmembers(obj, callable):
+        # Looked at without running anything: a property is not called to see whether it is a method.
+        for name, _ in inspect.getmembers_static(obj, inspect.isroutine):
             if not name.startswith("_"):
-                self.register_function(method, name)
+                self.register_function(getattr(obj, name), name)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -151,13 +161,24 @@ class Service:
         self._lifetime.stop()
 
     def close(self) -> None:
-        """Take no more, finish what runs within ``grace`` seconds, say goodbye, close."""
+        """Take no more, finish what runs within ``grace`` seconds, say goodbye, close.
+
+        What ``recv`` has handed out and not answered is answered 503.
+        """
+        if self._owed is not None:
+            self._owed.set_exception(Unavailable("the service stops", status=503))
+            self._owed = None
+        until = monotonic() + self.grace
+        own_router, self._own_router = self._own_router, None
+        if own_router is not None:
+            # What waits in our own router can go nowhere else: it is finished first.
+            own_router.node.drain(self.grace)
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.close(self.grace)
+            connection.close(max(0.0, until - monotonic()))
         self.sink.close()
-        if self._own_router is not None:
-            self._own_router.stop()
+        if own_router is not None:
+            own_router.stop()
 
     def wait_until_registered(self, timeout: float = 5.0) -> bool:
         """Wait until a router has confirmed us; False when none did within ``timeout`` seconds."""
@@ -184,11 +205,15 @@ class Service:
         if self._owed is not None:
             self._owed.set(reply)
             self._owed = None
-        try:
-            request, self._owed = self._inbox.get(timeout=timeout)
-        except Empty:
-            return None
-        return request
+        until = monotonic() + timeout
+        while True:
+            try:
+                request, owed = self._inbox.get(timeout=max(0.0, until - monotonic()))
+            except Empty:
+                return None
+            if not owed.ready():
+                self._owed = owed
+                return request
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -198,7 +223,7 @@ class Service:
     def _respond(self, request: ServiceRequest) -> ServiceResponse:
         if self._inbox is not None:
             return ServiceResponse(body=self._await_loop(self._inbox, request))
-        if request.method == "options":
+        if request.method.lower() == "options":
             return ServiceResponse(body=self._describe(request.path))
         return ServiceResponse(body=self._call(request))
 
@@ -206,7 +231,7 @@ class Service:
         function = self._functions.get(request.path)
         if function is None:
             raise NotFound(f"{self.name or 'the service'} has no {request.path}", status=404)
-        if request.method != "request":
+        if request.method.lower() != "request":
             error = MethodNotAllowed(f"{request.method} is not one of request, options", status=405)
             error.headers = {"Allow": "REQUEST, OPTIONS"}
             raise error
@@ -241,7 +266,12 @@ class Service:
     ) -> Any:
         answer: AsyncResult[Any] = AsyncResult()
         inbox.put((request, answer))
-        return answer.get()
+        try:
+            return answer.get()
+        except Stopped:
+            # Nobody waits any more: should it be in the inbox still, ``recv`` passes over it.
+            answer.set()
+            raise
 
 
 def _misfit(function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:

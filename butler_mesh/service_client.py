@@ -22,13 +22,17 @@ coro_sleep = gevent.sleep
 class LazyServiceResponse:
     """A service call that was sent and is collected later."""
 
-    def __init__(self, mixin: ServiceClientMixin, lazy: LazyResponse) -> None:
+    def __init__(self, mixin: ServiceClientMixin, lazy: LazyResponse, own: Client | None) -> None:
         self._mixin = mixin
         self._lazy = lazy
+        # The connection, where it was made for this call only.
+        self._own = own
 
     def get(self, timeout: float | None = None) -> tuple[ServiceResponse, Any]:
         """Wait and return (response, handled), as ``send_service_request`` does."""
         response = self._lazy.get(timeout)
+        if self._own is not None:
+            self._own.close()
         return response, self._mixin._handle(response)
 
 
@@ -99,10 +103,10 @@ class ServiceClientMixin:
         self, address: str, request: ServiceRequest, *, timeout: float | None = None
     ) -> LazyServiceResponse:
         """Send a request and return at once; ``.get()`` gives (response, handled)."""
-        client, _ = self._client(address)
+        client, is_own = self._client(address)
         lazy = LazyResponse(request.path)
         lazy.bind(*client.submit(None, request, lazy.on_reply, timeout=timeout))
-        return LazyServiceResponse(self, lazy)
+        return LazyServiceResponse(self, lazy, client if is_own else None)
 
     def send_service_request_nowait(
         self, address: str, request: ServiceRequest, *, timeout: float = deadlines.NOWAIT_TIMEOUT_S

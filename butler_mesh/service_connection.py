@@ -10,6 +10,7 @@ from butler_mesh.application import Application
 from butler_mesh.connections.base import InstanceConnection
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.registry import connect_instance
+from butler_mesh.errors import UsageError
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.router import Router
 from butler_mesh.routing import RouteKind
@@ -50,6 +51,8 @@ class ServiceConnection:
             target = self._router.node
         assert target is not None
         paths = application.routes.prefixes(RouteKind.SERVICE)
+        if not self.service and not paths:
+            raise UsageError("a service needs a name, or routes that begin with a path")
         self._connection = connect_instance(target, self.service, paths, **self._options)
         self._connection.serve(application.deliver)
 

@@ -43,7 +43,12 @@ class Sink:
         Events that wait for their reader are kept, ten thousand of them; more are counted and dropped.
         """
         until = None if timeout is None else monotonic() + timeout
-        while not self._machine.events:
+        while True:
+            while self._machine.events:
+                try:
+                    return codec.loads(self._machine.events.popleft())
+                except ValueError:
+                    self._machine.counters.add("dropped.malformed")
             if self._is_closed:
                 raise Closed("the sink is closed")
             self._arrived.clear()
@@ -51,7 +56,6 @@ class Sink:
             if left is not None and left <= 0:
                 raise DeadlineExceeded("no event came")
             self._arrived.wait(left)
-        return codec.loads(self._machine.events.popleft())
 
     @property
     def dropped(self) -> int:

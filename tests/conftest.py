@@ -1,10 +1,15 @@
-"""How hard the property tests try: HYPOTHESIS_PROFILE is ``default``, ``ci`` or ``long``."""
+"""A mesh for whoever asks for one; and how hard the property tests try: HYPOTHESIS_PROFILE is
+``default``, ``ci`` or ``long``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.meshes import Mesh
 
 # No deadline: a shared machine stalls for longer than any example takes. Not derandomized, which
 # hypothesis does by itself where CI is set: a failure prints the blob that repeats it.
@@ -14,3 +19,10 @@ settings.register_profile("ci", base, database=None)  # nobody would read what i
 settings.register_profile("long", base, max_examples=5_000)
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture
+def mesh() -> Iterator[Mesh]:
+    """A router on a free loopback port, and whoever joins it."""
+    with Mesh() as made:
+        yield made

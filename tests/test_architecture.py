@@ -74,12 +74,19 @@ FLOORS: dict[str, float] = {
     "service_connection": 9.1,
     # 10: rooms that the core does without
     "web": 10,
+    "web.request": 10,
+    "web.server": 10,
+    "web.handlers": 10.1,
+    "web.templating": 10.2,
+    "web.wsgi": 10.3,
     "security": 10,
     "operations": 10,
     # 11 and up: faces
     "compat": 11,
     "testing": 11,
-    "cli": 11,
+    "cli.terminal": 11,
+    "cli": 11.1,
+    "cli.main": 11.2,
     "__main__": 12,
     "__init__": 13,
 }

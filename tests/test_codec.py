@@ -89,3 +89,9 @@ def test_any_bytes_are_a_value_or_a_value_error(data: bytes) -> None:
         codec.loads(data)
     except ValueError:
         return
+
+
+def test_a_half_of_a_surrogate_pair_in_UTF_8_is_refused_and_its_neighbours_are_not() -> None:
+    with pytest.raises(ValueError):
+        codec.loads(b'"\xed\xa0\x80"')
+    assert codec.loads('"\ud7a3\uac00"'.encode()) == "\ud7a3\uac00"

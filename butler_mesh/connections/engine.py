@@ -17,7 +17,9 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import gevent
 from gevent.event import Event
+from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from butler_mesh import deadlines, status
@@ -32,6 +34,11 @@ from butler_mesh.protocol.client import ClientProtocol, Pending
 from butler_mesh.protocol.instance import CREDIT, Identity, InstanceProtocol, Intake, Job, Sign
 from butler_mesh.protocol.member import Phase
 
+FLUSH_BYTES = 1024 * 1024
+"""Unsent requests over which a client does not wait for the turn."""
+STOP_S = 1.0
+"""What a handler that is stopped has for its ``finally``, and a router for the receipt of a GOODBYE."""
+
 Dial = Callable[[], Port]
 """Opens a port to one router; called in the process that uses it."""
 
@@ -44,11 +51,12 @@ class MeshClient(ClientConnection):
     def __init__(self, dials: Sequence[Dial], *, connect_timeout_s: float | None = None) -> None:
         self._links: list[tuple[ClientProtocol, Pump]] = []
         self._is_closed = False
-        self._has_left = Event()
+        # Set in every turn: whatever ``close`` waits for may have come.
+        self._changed = Event()
         options = {} if connect_timeout_s is None else {"connect_timeout_s": connect_timeout_s}
         for dial in dials:
             machine = ClientProtocol(monotonic(), **options)
-            pump = Pump(machine, after=_Replies(machine, self._look), logger="butler_mesh.client")
+            pump = Pump(machine, after=_Replies(machine, self._changed), logger="butler_mesh.client")
             self._links.append((machine, pump))
             pump.attach(dial())
 
@@ -69,6 +77,7 @@ class MeshClient(ClientConnection):
             present = (link for link in self._links if link[0].phase is Phase.PRESENT)
             machine, pump = next(present, self._links[0])
         now = monotonic()
+        pump.arm(now)
         call = machine.submit(
             target.encode(),
             envelope,
@@ -78,31 +87,40 @@ class MeshClient(ClientConnection):
             now=now,
             window=window,
         )
-        pump.arm(now)
+        if machine.outbox.pending_bytes > FLUSH_BYTES:
+            # A burst of large bodies leaves at once: the bound is for what the socket does not take.
+            pump.flush(now)
         return call, machine, pump
 
     def cancel(self, call: tuple[Pending, ClientProtocol, Pump]) -> None:
         pending, machine, pump = call
         if pending.on_reply is not None:
-            machine.cancel(pending)
             pump.arm(monotonic())
+            machine.cancel(pending)
 
     def grant(self, call: tuple[Pending, ClientProtocol, Pump], parts: int) -> None:
         pending, machine, pump = call
         now = monotonic()
-        machine.grant(pending, parts, now)
         pump.arm(now)
+        machine.grant(pending, parts, now)
 
     def close(self, drain_s: float) -> list[tuple[int, str]]:
         if not self._is_closed:
             self._is_closed = True
-            now = monotonic()
-            for machine, pump in self._links:
-                machine.fail_all(status.CANCELLED, "the client was closed")
+            until = monotonic() + drain_s
+            machines = [machine for machine, _ in self._links]
+            for machine in machines:
+                machine.fail(status.CANCELLED, "the client was closed")
+            self._arm()
+            # One-way requests that no router has seen yet are what there is to drain.
+            _wait(self._changed, lambda: not any(machine.calls for machine in machines), until)
+            for machine in machines:
+                machine.fail(status.CANCELLED, "the client was closed", one_way=True)
                 machine.goodbye()
-                pump.arm(now)
-            self._look()
-            self._has_left.wait(drain_s)
+            self._arm()
+            _wait(self._changed, lambda: all(machine.phase is Phase.LEFT for machine in machines), until)
+            # One turn more, whatever was waited for: it tells those whose calls have failed just now.
+            gevent.sleep(0)
             for _, pump in self._links:
                 pump.close()
         return [refusal for machine, _ in self._links for refusal in machine.refusals]
@@ -112,17 +130,17 @@ class MeshClient(ClientConnection):
         for _, pump in self._links:
             pump.abandon()
 
-    def _look(self) -> None:
-        if self._is_closed and all(machine.phase is Phase.LEFT for machine, _ in self._links):
-            self._has_left.set()
+    def _arm(self) -> None:
+        for _, pump in self._links:
+            pump.arm(monotonic())
 
 
 class _Replies:
     """A client's part of a turn: hand out what came, each to its caller."""
 
-    def __init__(self, machine: ClientProtocol, look: Callable[[], None]) -> None:
+    def __init__(self, machine: ClientProtocol, changed: Event) -> None:
         self._machine = machine
-        self._look = look
+        self._changed = changed
 
     def __call__(self, now: float) -> bool:
         machine = self._machine
@@ -139,7 +157,7 @@ class _Replies:
                 except Exception:
                     # What a woken greenlet lets out ends here, not in the turn.
                     _log.exception("reply-callback-failed")
-        self._look()
+        self._changed.set()
         return False
 
 
@@ -172,8 +190,8 @@ class MeshDelivery(Delivery):
     def reply(self, status: int, envelope: bytes, *, flags: int = 0, final: bool = True) -> None:
         now = monotonic()
         job = self.job
-        job.machine.reply(job, status, envelope, now, flags=flags, final=final)
         self._connection.arm(job.machine, now)
+        job.machine.reply(job, status, envelope, now, flags=flags, final=final)
 
     def wait_for_window(self) -> None:
         if self.job.window <= 0:
@@ -245,17 +263,21 @@ class MeshInstance(InstanceConnection):
         self._is_closed = True
         self.stop_intake()
         until = monotonic() + drain_s
-        self._wait(lambda: self._intake.running <= 0, until)
+        _wait(self._changed, lambda: self._intake.running <= 0, until)
         for worker in list(self._workers.running):
             delivery = worker.job
             if delivery is not None and worker is not getcurrent():
-                self._workers.stop(worker, delivery, Stopped(status.UNAVAILABLE, "the service stops"))
+                # From the hub: a greenlet that ends returns there, and not to whoever threw into it.
+                stopped = Stopped(status.UNAVAILABLE, "the service stops")
+                get_hub().loop.run_callback(self._workers.stop, worker, delivery, stopped)
+        _wait(self._changed, lambda: self._intake.running <= 0, monotonic() + STOP_S)
         now = monotonic()
         for machine, pump in self._links.items():
             machine.goodbye()
             pump.arm(now)
         # The receipt says that the last replies have arrived; it is worth a moment beyond the grace.
-        self._wait(lambda: all(m.phase is Phase.LEFT for m in self._links), max(until, now + 1.0))
+        until = max(until, now + STOP_S)
+        _wait(self._changed, lambda: all(machine.phase is Phase.LEFT for machine in self._links), until)
         if self._control is not None:
             self._control.stop()
         for pump in self._links.values():
@@ -269,7 +291,7 @@ class MeshInstance(InstanceConnection):
             pump.abandon()
 
     def arm(self, machine: InstanceProtocol, now: float) -> None:
-        """A reply was written outside a turn."""
+        """A reply is about to be written, perhaps outside a turn."""
         self._links[machine].arm(now)
 
     # --- the instance's part of a turn --------------------------------------------------------
@@ -312,6 +334,13 @@ class MeshInstance(InstanceConnection):
 
     def _serve(self, delivery: MeshDelivery) -> bool:
         """Run the handler, and see to the one FINAL whatever it does. Runs in the worker's greenlet."""
+        try:
+            return self._handle(delivery)
+        finally:
+            # Or the two would keep each other, and the envelope, until garbage is collected.
+            delivery.job.runner = None
+
+    def _handle(self, delivery: MeshDelivery) -> bool:
         job = delivery.job
         handler = self._handler
         assert handler is not None
@@ -337,7 +366,9 @@ class MeshInstance(InstanceConnection):
         if not delivery.job.is_over:
             delivery.reply(code, mesh.pack_failure(code, message)[2:])
 
-    def _wait(self, is_done: Callable[[], bool], until: float) -> None:
-        while not is_done() and monotonic() < until:
-            self._changed.clear()
-            self._changed.wait(min(until - monotonic(), 0.1))
+
+def _wait(changed: Event, is_done: Callable[[], bool], until: float) -> None:
+    """Wait until something is done or the time is up; looked at after every turn."""
+    while not is_done() and monotonic() < until:
+        changed.clear()
+        changed.wait(min(max(0.0, until - monotonic()), 0.1))

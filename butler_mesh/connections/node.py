@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+import gevent
+
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.pipes import PipeEnd, PipeHub
 from butler_mesh.connections.pump import Pump
@@ -14,6 +16,9 @@ from butler_mesh.protocol.router import RouterProtocol
 
 GOODBYE_LINGER_S = 0.5
 """How long libzmq may go on delivering GOODBYEs after a router has stopped."""
+
+DRAIN_LOOK_S = 0.02
+"""How often a router that stops looks whether its last reply has left."""
 
 
 class RouterNode:
@@ -48,6 +53,13 @@ class RouterNode:
     def status(self) -> dict[str, Any]:
         """Return what ``mmi.status`` answers."""
         return self.machine.status(monotonic())
+
+    def drain(self, grace_s: float) -> None:
+        """Take no new requests and wait, up to ``grace_s``, until those that came are answered."""
+        self.machine.stop_intake()
+        until = monotonic() + grace_s
+        while self.machine.dispatcher.has_work() and monotonic() < until:
+            gevent.sleep(DRAIN_LOOK_S)
 
     def close(self) -> None:
         """Say GOODBYE to everybody and close all ports."""

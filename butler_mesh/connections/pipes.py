@@ -21,6 +21,7 @@ class PipeHub:
 
     def __init__(self, door: object) -> None:
         self.door = door
+        self.is_ready = False
         self.pump: Pump | None = None
         self._inbox: deque[tuple[bytes, Message]] = deque()
         self._ends: dict[bytes, PipeEnd] = {}
@@ -40,6 +41,7 @@ class PipeHub:
         if not self._inbox:
             return None
         routing_id, frames = self._inbox.popleft()
+        self.look()
         return routing_id, bytes(frames[0]), frames[1:]
 
     def send(self, routing_id: bytes, frames: Message) -> Sent:
@@ -49,8 +51,9 @@ class PipeHub:
         end.deliver(frames)
         return Sent.YES
 
-    def has_input(self) -> bool:
-        return bool(self._inbox)
+    def look(self) -> bool:
+        self.is_ready = bool(self._inbox)
+        return self.is_ready
 
     def close(self, linger_s: float) -> None:
         ends = list(self._ends.values())
@@ -64,6 +67,7 @@ class PipeHub:
     def deliver(self, routing_id: bytes, frames: Message) -> None:
         """Take a message from a far end."""
         self._inbox.append((routing_id, frames))
+        self.is_ready = True
         if self.pump is not None:
             self.pump.arm(monotonic())
 
@@ -79,6 +83,7 @@ class PipeEnd:
     door: object = None
 
     def __init__(self, hub: PipeHub, routing_id: bytes, on_close: Callable[[], None] | None) -> None:
+        self.is_ready = False
         self.routing_id = routing_id
         self._on_close = on_close
         self._hub: PipeHub | None = hub
@@ -93,6 +98,7 @@ class PipeEnd:
         if not self._inbox:
             return None
         frames = self._inbox.popleft()
+        self.look()
         return b"", bytes(frames[0]), frames[1:]
 
     def send(self, routing_id: bytes, frames: Message) -> Sent:
@@ -101,8 +107,9 @@ class PipeEnd:
         self._hub.deliver(self.routing_id, frames)
         return Sent.YES
 
-    def has_input(self) -> bool:
-        return bool(self._inbox)
+    def look(self) -> bool:
+        self.is_ready = bool(self._inbox)
+        return self.is_ready
 
     def close(self, linger_s: float) -> None:
         hub, self._hub = self._hub, None
@@ -118,6 +125,7 @@ class PipeEnd:
     def deliver(self, frames: Message) -> None:
         """Take a message from the router's side."""
         self._inbox.append(frames)
+        self.is_ready = True
         if self._pump is not None:
             self._pump.arm(monotonic())
 

@@ -4,8 +4,8 @@ A turn reads what has arrived, lets the machine and its owner act, and sends eve
 each peer's records as one message. Turns run in the gevent hub: started by a port that became readable,
 by ``arm`` (a send outside a turn), or by the timer. Three rules keep it from ever going deaf:
 
-* ZeroMQ's descriptor is edge-triggered and a send may swallow the edge: a turn ends only when a look
-  at the socket *after* the last send found nothing to read, else it arms itself again;
+* ZeroMQ's descriptor is edge-triggered and a send may swallow the edge: a port is taken off ``is_ready``
+  only by a look that found nothing to read, and each port is looked at after the turn's last send to it;
 * a turn that stopped at its bound arms itself again and does not wait for the descriptor;
 * no exception leaves a turn, and ``armed`` is reset whatever happens.
 """
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -27,8 +29,16 @@ from butler_mesh.protocol.outbox import Message, Outbox
 TURN_S = 0.002
 """How long a turn may read, or run handlers, before others in the hub get their turn."""
 TURN_MESSAGES = 64
+TURN_BYTES = 4 * 1024 * 1024
+"""Of attachments: half of what may wait for a peer, so that the replies of one turn, which nobody has had
+a chance to read, are not taken for a client that does not read."""
+STAMP_STEP_S = 0.005
+"""Records written further apart than this do not share a stamp: their receiver takes what a message is old
+off each of its deadlines, and a caller that computes between two calls is not to pay for it."""
 RETRY_FULL_S = 0.020
 """A ROUTER does not tell when one peer's full pipe has room again: ask this often."""
+RETRY_AT_ONCE = 4
+"""So few full pipes are tried again in every turn; a crowd of slow readers must not slow the turns."""
 
 
 class Sent(enum.Enum):
@@ -61,15 +71,31 @@ class Port(Protocol):
     """One transport end: a socket, or one end of a pipe inside the process."""
 
     door: object
+    # Whether there may be something to read. Set by the port when it is woken and by ``look``; a turn
+    # reads only ports that are ready, for a vain read costs more than a message.
+    is_ready: bool
 
     def start(self, pump: Pump) -> None: ...
     def receive(self) -> tuple[bytes, bytes, Sequence[Frame]] | None:
-        """Return (routing id, frame 0, other frames) of the next message, or None."""
+        """Return (routing id, frame 0, other frames) of the next message, or None; then ``look``."""
 
     def send(self, routing_id: bytes, frames: Message) -> Sent: ...
-    def has_input(self) -> bool: ...
+    def look(self) -> bool:
+        """Set and return ``is_ready`` by what the transport says now."""
+
     def close(self, linger_s: float) -> None: ...
     def abandon(self) -> None: ...
+
+
+_pumps: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for pump in _pumps:
+        pump.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 class Pump:
@@ -94,9 +120,15 @@ class Pump:
         self._is_armed = False
         self._is_turning = False
         self._is_closed = False
-        # When the oldest unsent record was written: the stamp of the next message.
-        self._armed_at = 0.0
+        # Ports that are a parent process's, and whose watchers are still ours.
+        self._left_behind: list[Port] = []
+        _pumps.add(self)
+        # When the oldest unsealed record was written: the stamp of the next message.
+        self._written_at = 0.0
         self._congested: set[Outbox] = set()
+        self._retry_at = 0.0
+        # Ports that were sent to and not looked at since.
+        self._touched: set[Port] = set()
         self._timer: Any = None
         # When the timer will fire; 0.0 when it is not running.
         self._timer_due = 0.0
@@ -114,34 +146,41 @@ class Pump:
         self._ports.pop(port.door, None)
 
     def arm(self, now: float) -> None:
-        """See to it that what was just written leaves in the next turn of the loop."""
+        """See to it that what is written now leaves in this turn of the loop, or the next.
+
+        To be called before a request is written, for its time to run from now; after other records.
+        """
+        if now - self._written_at > STAMP_STEP_S:
+            self._date(now)
         if not self._is_armed and not self._is_turning and not self._is_closed:
             self._is_armed = True
-            self._armed_at = now
             self._loop.run_callback(self.turn)
 
     def connection_made(self, port: Port) -> None:
         """A port has somebody at its other end."""
         now = self._clock()
-        self._guard(self.machine.connection_made, port.door, now)
         self.arm(now)
+        self._guard(self.machine.connection_made, port.door, now)
 
     def connection_lost(self, port: Port) -> None:
         """A port has lost somebody."""
         now = self._clock()
-        self._guard(self.machine.connection_lost, port.door, now)
         self.arm(now)
+        self._guard(self.machine.connection_lost, port.door, now)
 
     def turn(self) -> None:
         """Read, act, send: the whole of it, once."""
-        was_armed, self._is_armed = self._is_armed, False
+        self._is_armed = False
         if self._is_turning or self._is_closed:
+            if self._left_behind:
+                self.abandon()
             return
         self._is_turning = True
         again = True
         try:
             now = self._clock()
-            stamp = self._armed_at if was_armed else now
+            if now - self._written_at > STAMP_STEP_S:
+                self._date(now)
             machine = self.machine
             again = self._drain(now)
             machine.run(now)
@@ -149,12 +188,13 @@ class Pump:
                 machine.tick(now, drained=not again)
             if self._after is not None and self._after(now):
                 again = True
-            self.flush(stamp)
+            self.flush(self._written_at)
             if machine.notes:
                 self._tell()
-            for port in list(self._ports.values()):
-                if port.has_input():
+            for port in self._touched:
+                if port.look():
                     again = True
+            self._touched.clear()
             self._set_timer(now)
         except Exception:
             # A bug. The socket must go on being read, or everything behind it goes silent; but not at
@@ -170,7 +210,8 @@ class Pump:
     def flush(self, stamp: float) -> None:
         """Send what waits; ``stamp`` is when its oldest record was written."""
         machine = self.machine
-        if self._congested:
+        if self._congested and (len(self._congested) <= RETRY_AT_ONCE or stamp >= self._retry_at):
+            self._retry_at = stamp + RETRY_FULL_S
             for outbox in self._congested:
                 if not outbox.is_dirty:
                     outbox.is_dirty = True
@@ -182,7 +223,14 @@ class Pump:
             for outbox in batch:
                 outbox.is_dirty = False
                 outbox.seal(stamp)
-                self._send(outbox)
+                try:
+                    self._send(outbox)
+                except Exception:
+                    # A bug, or a frame that is none: it must cost neither this peer its other messages
+                    # nor the other peers theirs.
+                    self._log.exception("send-failed")
+                    outbox.sent()
+                    self._congested.add(outbox)
 
     def close(self, linger_s: float = 0.0) -> None:
         """Send what can be sent, close the ports, stop the timer."""
@@ -197,30 +245,54 @@ class Pump:
 
     def abandon(self) -> None:
         """Stop watching, close nothing: after a fork the sockets are the parent's."""
-        self._is_closed = True
+        self.disown()
         self._stop_timer()
-        for port in self._ports.values():
-            port.abandon()
+        while self._left_behind:
+            self._left_behind.pop().abandon()
+
+    def disown(self) -> None:
+        """In the child of a fork, at once: touch no socket any more. libzmq answers a child's every call
+        with EINTR, which pyzmq would repeat for ever. The watchers go when they first wake, for the
+        loop they belong to is the child's own only once gevent has made it so."""
+        self._is_closed = True
+        self._left_behind += self._ports.values()
         self._ports.clear()
+        self._touched.clear()
+        self._congested.clear()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its ports are to be left alone."""
+        return self._is_closed
 
     # --- within -------------------------------------------------------------------------------
 
     def _drain(self, now: float) -> bool:
-        """Read every port until it is empty; True when the bound came first."""
+        """Read the ports that are ready; True when a bound came before the end of some port's input.
+
+        Each has its share of the turn: a flood at one door must not silence the other.
+        """
         receive = self.machine.receive
-        until = now + TURN_S
-        for door, port in list(self._ports.items()):
-            read = port.receive
-            for n in range(TURN_MESSAGES):
-                message = read()
+        ports = list(self._ports.items())
+        again = False
+        size = 0
+        for door, port in ports:
+            if not port.is_ready:
+                continue
+            until = self._clock() + TURN_S / len(ports)
+            n = 0
+            while port.is_ready:
+                message = port.receive()
                 if message is None:
                     break
                 receive(door, message[0], message[1], message[2], now)
-                if n & 3 == 3 and self._clock() > until:
-                    return True
-            else:
-                return True
-        return False
+                n += 1
+                if message[2]:
+                    size += sum(map(len, message[2]))
+                if size > TURN_BYTES or (n & 3 == 0 and (n >= TURN_MESSAGES or self._clock() > until)):
+                    again = again or port.is_ready
+                    break
+        return again
 
     def _send(self, outbox: Outbox) -> None:
         port = self._ports.get(outbox.door)
@@ -228,6 +300,8 @@ class Pump:
             outbox.drop()
             return
         messages = outbox.messages
+        if messages:
+            self._touched.add(port)
         while messages:
             sent = port.send(outbox.routing_id, messages[0][1])
             if sent is Sent.YES:
@@ -240,6 +314,12 @@ class Pump:
                 outbox.drop()
                 return
 
+    def _date(self, now: float) -> None:
+        """Give what was written up to now its own stamp; what follows gets a later one."""
+        for outbox in self.machine.dirty:
+            outbox.seal(self._written_at)
+        self._written_at = now
+
     def _set_timer(self, now: float) -> None:
         due = self._tick_due = self.machine.next_due()
         if self._congested:
@@ -249,6 +329,8 @@ class Pump:
 
     def _start_timer(self, due: float, now: float) -> None:
         self._stop_timer()
+        if self._is_closed:
+            return  # by somebody whom this very turn has woken
         self._timer_due = due
         self._timer = self._loop.timer(max(0.0, due - now))
         self._timer.start(self._on_timer, update=True)

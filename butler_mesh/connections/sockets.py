@@ -39,6 +39,8 @@ _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _WATCHED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
+_NO_FRAMES: list[Frame] = []
+
 _contexts: dict[int, zmq.Context[Any]] = {}
 
 
@@ -56,8 +58,9 @@ class SocketPort:
 
     def __init__(self, socket: zmq.Socket[Any], door: object, lock: IO[bytes] | None = None) -> None:
         self.door = door
+        self.is_ready = True
         self._socket = socket
-        self._is_router = socket.socket_type == zmq.ROUTER
+        self._is_router = socket.type == zmq.ROUTER
         # Held as long as an ipc path is bound: a second bind would succeed and steal it.
         self._lock = lock
         self._receive = Backend.recv.__get__(socket)
@@ -76,7 +79,7 @@ class SocketPort:
     def start(self, pump: Pump) -> None:
         self._pump = pump
         loop = get_hub().loop
-        for socket, callback in ((self._socket, pump.turn), (self._monitor, self._read_monitor)):
+        for socket, callback in ((self._socket, self._wake), (self._monitor, self._read_monitor)):
             watcher = loop.io(int(socket.getsockopt(zmq.FD)), 1)
             watcher.start(callback)
             self._watchers.append(watcher)
@@ -84,20 +87,20 @@ class SocketPort:
         loop.run_callback(self._read_monitor)
 
     def receive(self) -> tuple[bytes, bytes, Sequence[Frame]] | None:
-        while True:
-            try:
-                # A ROUTER puts the routing id before at least one more frame, always.
-                routing_id = self._receive(_NOBLOCK) if self._is_router else b""
-                first = self._receive(_NOBLOCK, False)
-            except zmq.Again:
-                return None
-            if not first.more:
-                return routing_id, first.bytes, ()
-            rest = self._rest()
-            if rest is not None:
-                return routing_id, first.bytes, rest
-            if self._pump is not None:
-                self._pump.machine.counters.add("dropped.too_many_frames")
+        try:
+            # A ROUTER puts the routing id before at least one more frame, always.
+            routing_id = self._receive(_NOBLOCK) if self._is_router else b""
+            first = self._receive(_NOBLOCK, False)
+        except zmq.Again:
+            self.is_ready = False
+            return None
+        rest: list[Frame] | None = self._rest() if first.more else _NO_FRAMES
+        # Asking costs less than the exception of a receive in vain.
+        self.is_ready = bool(self._get(_EVENTS) & _POLLIN)
+        if rest is None:
+            # No dialect begins with an empty message: the machine counts it, and that is all.
+            return routing_id, b"", _NO_FRAMES
+        return routing_id, first.bytes, rest
 
     def send(self, routing_id: bytes, frames: Message) -> Sent:
         try:
@@ -118,9 +121,9 @@ class SocketPort:
             raise
         return Sent.YES
 
-    def has_input(self) -> bool:
-        """Look, which also takes note of an edge that a send has swallowed."""
-        return bool(self._get(_EVENTS) & _POLLIN)
+    def look(self) -> bool:
+        self.is_ready = bool(self._get(_EVENTS) & _POLLIN)
+        return self.is_ready
 
     def close(self, linger_s: float) -> None:
         self.abandon()
@@ -137,6 +140,11 @@ class SocketPort:
             watcher.close()
         self._watchers.clear()
 
+    def _wake(self) -> None:
+        self.is_ready = True
+        if self._pump is not None:
+            self._pump.turn()
+
     def _rest(self) -> list[Frame] | None:
         frames: list[Frame] = []
         n = 1
@@ -150,14 +158,19 @@ class SocketPort:
                 return frames if n <= MAX_FRAMES else None
 
     def _send_frame(self, frame: Frame, flags: int) -> None:
-        if len(frame) > ATTACH_OVER:
+        if isinstance(frame, zmq.Frame):
             self._send(frame, flags, False)
         else:
-            self._send(bytes(frame), flags)
+            # Copied, however large: to lend bytes to libzmq, pyzmq starts a thread that takes them back,
+            # and where threads are patched that is a greenlet which blocks the hub.
+            self._send(frame, flags)
 
     def _read_monitor(self) -> None:
         pump = self._pump
         while pump is not None and not self._monitor.closed:
+            if pump.is_closed:
+                self.abandon()
+                return
             try:
                 event = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))["event"]
             except zmq.Again:

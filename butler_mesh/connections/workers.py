@@ -2,14 +2,17 @@
 
 Each runs one job at a time in a fresh copy of its owner's contextvars context. A greenlet goes back to
 the list only when nothing of the job can cling to it: one that was thrown into, whose handler failed,
-or that touched a ``gevent.local`` is let go, for the next request must not inherit anything.
+that touched a ``gevent.local``, or that somebody still knows of is let go, for the next request must not
+inherit anything.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
+from sys import getrefcount, maxsize
 from typing import Any, Generic, TypeVar
 
 from gevent.hub import get_hub
@@ -38,18 +41,18 @@ class Workers(Generic[T]):
         self._idle: list[Worker[T]] = []
         self._context: Context = copy_context()
         self.running: set[Worker[T]] = set()
+        self._least_references = maxsize
 
     def start(self, job: T) -> Worker[T]:
         """Run a job until it ends or waits for the first time; return the greenlet that has it."""
-        if self._idle:
-            worker = self._idle.pop()
-        else:
+        worker = self._pop()
+        if worker is None:
             worker = Worker(self._loop, get_hub())
             worker.is_tainted = False
         worker.job = job
         worker.gr_context = self._context.copy()
         self.running.add(worker)
-        worker.switch(job)
+        worker.switch()
         return worker
 
     def stop(self, worker: Worker[T], job: T, error: BaseException) -> None:
@@ -58,13 +61,29 @@ class Workers(Generic[T]):
             worker.is_tainted = True
             worker.throw(error)
 
-    def _loop(self, job: T) -> None:
+    def _pop(self) -> Worker[T] | None:
+        """Take an idle greenlet that nobody else knows of.
+
+        Whoever holds one (a Timeout that a handler did not close, a callback that will kill it) would
+        strike the next request. How many references mean nobody depends on the interpreter: the
+        fewest ever seen.
+        """
+        while self._idle:
+            worker = self._idle.pop()
+            references = getrefcount(worker)
+            if references <= self._least_references:
+                self._least_references = references
+                return worker
+        return None
+
+    def _loop(self) -> None:
+        # The job comes as an attribute: an argument would be held for as long as the greenlet lives.
         worker: Any = getcurrent()
         park = get_hub().switch
         while True:
             reusable = False
             try:
-                reusable = self._serve(job)
+                reusable = self._serve(worker.job)
             finally:
                 self.running.discard(worker)
                 worker.job = None
@@ -78,6 +97,12 @@ class Workers(Generic[T]):
             ):
                 return
             self._idle.append(worker)
-            # A stray switch (a callback that outlived its request) is not a job: park again.
-            while (job := park()) is not worker.job or job is None:
-                pass
+            try:
+                # A stray switch (a callback that outlived its request) is not a job: park again.
+                while worker.job is None:
+                    park()
+            except BaseException:
+                # A stray throw, as of a Timeout that nobody closed: meant for a request that is over.
+                with suppress(ValueError):
+                    self._idle.remove(worker)
+                return

@@ -94,12 +94,14 @@ class ClientProtocol(Member):
         """Send a request, or keep it until there is a router. Failures come as replies, like all else."""
         self._last_id += 1
         id_ = self._last_id | ONE_WAY_BIT if flags & ONE_WAY else self._last_id
-        head = mesh.pack_target(target, window if flags & STREAM else None)
+        head = mesh.pack_target(target[: mesh.MAX_TARGET_BYTES], window if flags & STREAM else None)
         if len(envelope) > ATTACH_OVER:
             call = Pending(id_, flags, head, envelope, deadline, on_reply)
         else:
             call = Pending(id_, flags, head + envelope, None, deadline, on_reply)
-        if len(envelope) > self.max_body_bytes:
+        if len(target) > mesh.MAX_TARGET_BYTES:
+            self._answer(call, status.BAD_REQUEST, f"the target is over {mesh.MAX_TARGET_BYTES} bytes")
+        elif len(envelope) > self.max_body_bytes:
             self._answer(call, status.TOO_LARGE, f"the body is over {self.max_body_bytes} bytes")
         elif deadline <= now:
             self._answer(call, status.DEADLINE_PASSED, "deadline passed before the request was sent")
@@ -149,21 +151,36 @@ class ClientProtocol(Member):
     def next_due(self) -> float:
         return min(super().next_due(), self._wheel.next_due())
 
-    def fail_all(self, code: int, message: str) -> None:
-        """Answer every call at once: the client closes."""
+    def fail(self, code: int, message: str, *, one_way: bool = False) -> None:
+        """Answer every call that somebody waits for, since the client closes; or else those one-way
+        requests that could not be sent."""
         for call in list(self.calls.values()):
-            self._settle(call)
-            self._answer(call, code, message)
+            if bool(call.flags & ONE_WAY) is one_way:
+                if call.was_sent and self.phase is Phase.PRESENT:
+                    self.outbox.add(mesh.CANCEL, 0, call.id)
+                self._settle(call)
+                self._answer(call, code, message)
 
     def on_welcome(self, now: float) -> None:
         for call in list(self.calls.values()):
-            if not call.was_sent:
+            # One whose time passed while this process stood still is left to the tick.
+            if not call.was_sent and call.deadline > now:
                 if call.slot is not None:
                     self._wheel.remove(call, call.slot)
                     call.slot = None
                 if call.deadline != NEVER:
                     call.slot = self._wheel.add(call, call.deadline)
                 self._send(call, now)
+
+    def on_unsent(self, ids: set[int]) -> None:
+        for id_ in ids:
+            call = self.calls.get(id_)
+            if call is not None:
+                call.was_sent = False
+                call.tries -= 1
+            elif id_ & ONE_WAY_BIT:
+                self.counters.add("refused.one_way")
+                self.refusals.append((status.UNAVAILABLE, "the router was lost before it was sent"))
 
     def on_absence(self, now: float, reason: str) -> None:
         for call in list(self.calls.values()):

@@ -11,7 +11,7 @@ it writes into the peers' outboxes. The invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from butler_mesh import status
 from butler_mesh.counters import Counters
@@ -54,6 +54,8 @@ class Dispatcher:
         self.pools: dict[bytes, ServicePool] = {}
         # Whole-segment path prefix -> the one service that owns it.
         self.prefixes: dict[bytes, ServicePool] = {}
+        # No target is searched beyond it: one of 64 KiB of slashes would cost half a second.
+        self._longest_prefix = 0
         self.wheel: Wheel[Call] = Wheel()
         self.counters = counters
         self.queue_limit = queue_limit
@@ -62,6 +64,8 @@ class Dispatcher:
         # Answers requests to the router itself (MMI): client, id, target, envelope.
         self._introspect = introspect
         self._grace_until = now + register_grace_s
+        # Set when the router is about to stop: what has come is finished, nothing new is taken.
+        self.is_draining = False
         self._token = first_token
         # Pools with a request and, perhaps, somebody free: looked at once the turn's input is read.
         self._due: list[ServicePool] = []
@@ -72,6 +76,9 @@ class Dispatcher:
 
     def request(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a REQUEST; ``sent_at`` is when its remaining time began to run."""
+        if client.outbox.is_full:
+            self.cut(client)  # it reads neither replies nor refusals
+            return
         _, flags, id_, remaining_ms, payload, envelope = record
         target, _, offset = mesh.split_target(payload, flags)
         size = len(payload) - offset if envelope is None else len(envelope)
@@ -85,7 +92,8 @@ class Dispatcher:
             # Answering would answer the call that owns the id.
             self.counters.add("dropped.duplicate_id")
         elif target[:4] == b"mmi.":
-            self._introspect(client, id_, target, payload[offset:])
+            if not flags & ONE_WAY:
+                self._introspect(client, id_, target, payload[offset:])
         elif remaining_ms or not flags & STREAM:
             patience_s = remaining_ms / 1000.0
             self.accept(client, id_, flags, sent_at + patience_s, target, payload, envelope, now)
@@ -107,6 +115,10 @@ class Dispatcher:
     ) -> None:
         """Queue one call, or refuse it: 404 unknown, 503 full, 504 expired. ``must_queue`` is for
         dialects without an error code, whose requests wait for a service to come (RFC 7)."""
+        if self.is_draining:
+            self.counters.add("refused.draining")
+            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the router stops", RETRY_AFTER_S))
+            return
         pool = self.find(target)
         if pool is None or not (pool.instances or must_queue or self._is_expected(pool, now)):
             pool = self._imagine(client, id_, target, now, must_queue=must_queue)
@@ -156,6 +168,14 @@ class Dispatcher:
         for call in calls:
             self._abandon(call)
 
+    def cut(self, client: ClientPeer) -> None:
+        """A client that does not read its replies: forget it, and tell it should it ever look."""
+        self.counters.add("cut.slow_client")
+        client.door.peers.pop(client.outbox.routing_id, None)
+        self.forget(client)
+        client.outbox.drop()
+        client.dismiss(status.UNAVAILABLE, "replies were not read")
+
     # --- from instances -----------------------------------------------------------------------
 
     def final(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
@@ -170,11 +190,14 @@ class Dispatcher:
         client = call.client
         if client is None:
             return
+        if flags & mesh.CRITICAL:
+            self._fail(call, status.INSTANCE_LOST, "the reply has a flag this router does not know")
+            return
         self._settle(call)
         if not call.flags & ONE_WAY:
             client.reply(call, kind, flags, payload, envelope)
-            if client.outbox.pending_bytes > MAX_OUTBOX_BYTES:
-                self._cut(client)
+            if client.outbox.is_full:
+                self.cut(client)
 
     def partial(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         """Take a PARTIAL: pass it on, and renew the stream's deadline."""
@@ -194,9 +217,11 @@ class Dispatcher:
             return
         call.parts += 1
         self._renew(call, now)
+        if call.flags & ONE_WAY:
+            return
         client.reply(call, PARTIAL, flags, payload, envelope)
-        if client.outbox.pending_bytes > MAX_OUTBOX_BYTES:
-            self._cut(client)
+        if client.outbox.is_full:
+            self.cut(client)
 
     def returned(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         """Take a RETURN: never started, so it goes to the front of the queue. The credit stays spent
@@ -231,13 +256,15 @@ class Dispatcher:
         pool.paths.update(paths)
         for path in paths:
             self.prefixes[path] = pool
+            self._longest_prefix = max(self._longest_prefix, len(path))
         instance.pool = pool
         self._adopt(pool)
         self._rotate_in(instance)
         return ""
 
-    def lose(self, instance: InstancePeer, now: float) -> None:
-        """Take an instance out: its calls are dispatched again where that is sound, else 502."""
+    def lose(self, instance: InstancePeer, now: float, unstarted: Collection[int] = ()) -> None:
+        """Take an instance out: its calls are dispatched again where that is sound, else 502. Those whose
+        tokens are ``unstarted`` it has not begun: they never left for it, or it left without them."""
         instance.is_gone = True
         pool = instance.pool
         if pool is None:
@@ -253,6 +280,9 @@ class Dispatcher:
         instance.calls.clear()
         for call in calls:
             if call.client is None:
+                continue
+            if call.token in unstarted and not call.parts:
+                self._requeue(call)
                 continue
             may_repeat = call.flags & IDEMPOTENT and not call.was_dispatched_again and not call.parts
             if may_repeat and call.deadline > now:
@@ -280,7 +310,7 @@ class Dispatcher:
             queue, rotation = pool.queue, pool.rotation
             while rotation and len(queue):
                 instance = rotation[0]
-                if instance.outbox.pending_bytes > MAX_OUTBOX_BYTES:
+                if instance.outbox.is_full:
                     self._congested.add(instance)
                     self._rotate_out(instance, force=True)
                     continue
@@ -321,12 +351,22 @@ class Dispatcher:
                     if self.prefixes.get(path) is pool:
                         del self.prefixes[path]
 
+    def has_work(self) -> bool:
+        """Tell whether somebody waits for a reply that may yet come."""
+        return any(
+            len(pool.queue) or any(call.client for i in pool.instances for call in i.calls.values())
+            for pool in self.pools.values()
+            if pool.instances
+        )
+
     def find(self, target: bytes) -> ServicePool | None:
         """Return the pool for a service name, or for a path by its longest registered prefix."""
         pool = self.pools.get(target)
         if pool is not None or target[:1] != b"/":
             return pool
         head = target
+        if len(head) > self._longest_prefix:
+            head = head[: self._longest_prefix + 1].rpartition(b"/")[0]
         while head:
             pool = self.prefixes.get(head)
             if pool is not None:
@@ -453,11 +493,3 @@ class Dispatcher:
             call.pool.queue.push_front(client, call)
             call.is_queued = True
             self._mark_due(call.pool)
-
-    def _cut(self, client: ClientPeer) -> None:
-        """A client that does not read its replies: forget it, and tell it should it ever look."""
-        self.counters.add("cut.slow_client")
-        client.door.peers.pop(client.outbox.routing_id, None)
-        self.forget(client)
-        client.outbox.drop()
-        client.dismiss(status.UNAVAILABLE, "replies were not read")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from butler_mesh import codec
+from butler_mesh import codec, status
+from butler_mesh.errors import UsageError
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.member import Member, Phase
-from butler_mesh.protocol.mesh import ATTACH_OVER, FINAL, PARTIAL, RETURN, STREAM, Record
+from butler_mesh.protocol.mesh import ATTACH_OVER, FINAL, IDEMPOTENT, PARTIAL, RETURN, STREAM, Record
 from butler_mesh.protocol.wheel import NEVER, Wheel
 from butler_mesh.signing import ready_fields, sign
 
@@ -142,6 +143,9 @@ class InstanceProtocol(Member):
         if job.is_over:
             self.counters.add("dropped.second_final")
             return
+        if len(envelope) > self.max_body_bytes:
+            # The router would cut the connection, and every other call with it.
+            raise UsageError(f"a reply of {len(envelope)} bytes is over the maximum of {self.max_body_bytes}")
         is_current = job.session == self.session and self.is_registered
         if final:
             self._end(job)
@@ -161,8 +165,9 @@ class InstanceProtocol(Member):
             self._renew(job, now)
 
     def top_up(self) -> None:
-        """Give the router the credit it is owed, as far as there is room."""
-        room = min(self._owed, self.intake.limit - self.intake.running)
+        """Give the router the credit it is owed, but for what runs for others: the places of its own
+        jobs come back to it with their FINALs."""
+        room = self._owed - (self.intake.running - len(self.jobs))
         if room > 0 and self.is_registered and not self.intake.is_closed:
             self._owed -= room
             self.outbox.add(mesh.CREDIT, payload=mesh.pack_credit(room))
@@ -172,6 +177,18 @@ class InstanceProtocol(Member):
         self.intake.is_closed = True
         if self.is_registered:
             self.outbox.add(mesh.CREDIT, payload=mesh.pack_credit(-self.intake.limit))
+
+    def goodbye(self) -> None:
+        """Leave. The router gives what it has had no FINAL for to others, so nothing is begun from here
+        on, and what still runs is answered: but for the idempotent, which may run again elsewhere."""
+        if self.phase is Phase.PRESENT:
+            failure = mesh.pack_failure(status.INSTANCE_LOST, "the instance stops")[2:]
+            for job in list(self.jobs.values()):
+                if not job.flags & IDEMPOTENT:
+                    self.reply(job, status.INSTANCE_LOST, failure, 0.0)
+            self.is_registered = False
+            self.jobs.clear()
+        super().goodbye()
 
     def tick(self, now: float, *, drained: bool = True) -> None:
         super().tick(now, drained=drained)
@@ -206,13 +223,16 @@ class InstanceProtocol(Member):
         self.outbox.add(mesh.READY, payload=codec.dumps(ready))
 
     def on_absence(self, now: float, reason: str) -> None:
-        # The router has told the callers, or is gone itself: what still runs here runs for nobody.
+        # The router has told the callers, or is gone itself: what still runs here runs for nobody. It may
+        # finish, but for a stream, which would wait for a window that nobody opens.
         self.is_registered = False
+        self.signs += [(Sign.CANCELLED, job) for job in self.jobs.values() if job.flags & STREAM]
         self.jobs.clear()
 
     def _ready(self, record: Record, sent_at: float, now: float) -> None:
         if self.phase is Phase.PRESENT:
             self.is_registered = True
+            self.top_up()  # handlers that ended since our READY
             self.notes.append(f"registered as {self.identity.wid} at router {self.router_id}")
 
     def _request(self, record: Record, sent_at: float, now: float) -> None:

@@ -34,9 +34,17 @@ class ForeignClient(ClientPeer):
     __slots__ = ("counters", "dialect", "last_id")
 
     def __init__(
-        self, door: Door, outbox: Outbox, now: float, dialect: mdp.Dialect, counters: Counters
+        self,
+        door: Door,
+        outbox: Outbox,
+        now: float,
+        dialect: mdp.Dialect,
+        counters: Counters,
+        patience_s: float = FOREIGN_DEADLINE_S,
     ) -> None:
         super().__init__(door, outbox, dialect.name, now)
+        # It says nothing between its requests, and that is its right.
+        self.patience_s = patience_s
         self.dialect = dialect
         self.counters = counters
         self.last_id = 0
@@ -52,8 +60,11 @@ class ForeignClient(ClientPeer):
     def refuse(self, id_: int, payload: bytes) -> None:
         self.counters.add("dropped.foreign_refusal")
 
-    def dismiss(self, code: int, reason: str) -> None:
+    def heartbeat(self) -> None:
         pass  # no dialect has a word for it
+
+    def dismiss(self, code: int, reason: str) -> None:
+        pass  # nor for this
 
 
 class ForeignWorker(InstancePeer):
@@ -61,8 +72,17 @@ class ForeignWorker(InstancePeer):
 
     __slots__ = ("dialect",)
 
-    def __init__(self, door: Door, outbox: Outbox, now: float, dialect: mdp.Dialect) -> None:
+    def __init__(
+        self,
+        door: Door,
+        outbox: Outbox,
+        now: float,
+        dialect: mdp.Dialect,
+        patience_s: float = FOREIGN_DEADLINE_S,
+    ) -> None:
         super().__init__(door, outbox, dialect.name, now)
+        # While it works, that is; reference workers do not beat then.
+        self.patience_s = patience_s
         self.dialect = dialect
         self.credit = self.free = 1
         self.wid = f"{dialect.name}-{outbox.routing_id.hex()}"
@@ -83,8 +103,11 @@ class ForeignWorker(InstancePeer):
     def heartbeat(self) -> None:
         self.outbox.put(self.dialect.heartbeat())
 
+    def dismiss(self, code: int, reason: str) -> None:
+        self.outbox.put(self.dialect.disconnect())
+
     def judge(self, now: float) -> State:
-        patience_s = FOREIGN_DEADLINE_S if self.calls else IDLE_EXPIRY_S
+        patience_s = self.patience_s if self.calls else IDLE_EXPIRY_S
         return State.DEAD if now - self.heard_at >= patience_s else State.READY
 
     def describe(self) -> dict[str, object]:
@@ -100,11 +123,17 @@ class Majordomo:
         dirty: list[Outbox],
         counters: Counters,
         foreign_deadline_s: float = FOREIGN_DEADLINE_S,
+        *,
+        accepts_workers: bool = True,
     ) -> None:
         self._dispatcher = dispatcher
         self._dirty = dirty
         self._counters = counters
         self._foreign_deadline_s = foreign_deadline_s
+        # No dialect can show a register secret: where one is asked for, none of their workers may come.
+        self._accepts_workers = accepts_workers
+        # A request that may take longer must not be lost with the patience for those who deal with it.
+        self._patience_s = max(foreign_deadline_s, FOREIGN_DEADLINE_S)
 
     def receive(self, door: Door, routing_id: bytes, frames: Sequence[Frame], now: float) -> bool:
         """Act on one message; False when it is of no known dialect."""
@@ -138,9 +167,13 @@ class Majordomo:
     ) -> None:
         dialect = request.dialect
         if client is None or client.dialect is not dialect:
-            client = ForeignClient(door, Outbox(self._dirty, door, routing_id), now, dialect, self._counters)
+            outbox = Outbox(self._dirty, door, routing_id)
+            client = ForeignClient(door, outbox, now, dialect, self._counters, self._patience_s)
             door.peers[routing_id] = client
         client.heard_at = now
+        if client.outbox.is_full:
+            self._dispatcher.cut(client)
+            return
         if request.service.startswith(b"mmi."):
             code = self._mmi(request.service, request.body)
             client.outbox.put(dialect.reply(request.service, [code], final=True))
@@ -205,11 +238,11 @@ class Majordomo:
     def _ready(self, door: Door, routing_id: bytes, message: mdp.WorkerCommand, now: float) -> None:
         outbox = Outbox(self._dirty, door, routing_id)
         name = bytes(message.rest[0]) if len(message.rest) == 1 else b""
-        if not name or len(name) > 255 or name.startswith((b"mmi.", b"/")):
+        if not self._accepts_workers or not name or len(name) > 255 or name.startswith((b"mmi.", b"/")):
             self._counters.add("refused.ready")
             outbox.put(message.dialect.disconnect())
             return
-        worker = ForeignWorker(door, outbox, now, message.dialect)
+        worker = ForeignWorker(door, outbox, now, message.dialect, self._patience_s)
         door.peers[routing_id] = worker
         self._dispatcher.enlist(worker, name, [], now)
 

@@ -62,6 +62,9 @@ class Member:
 
     def connection_made(self, door: object, now: float) -> None:
         """There is somebody at the other end: greet."""
+        if self.phase is Phase.PRESENT:
+            # Nobody told of the loss in between; what the old connection owed us cannot come any more.
+            self._leave(now, "connected anew")
         self._is_connected = True
         self._greet(now)
 
@@ -133,6 +136,9 @@ class Member:
     def on_welcome(self, now: float) -> None:
         """WELCOME came."""
 
+    def on_unsent(self, ids: set[int]) -> None:
+        """The connection broke before the socket had taken these REQUESTs: they were never started."""
+
     def on_absence(self, now: float, reason: str) -> None:
         """The conversation broke off."""
 
@@ -152,6 +158,7 @@ class Member:
         self.outbox.add(mesh.HEARTBEAT)
 
     def _leave(self, now: float, reason: str) -> None:
+        self.on_unsent(self.outbox.unsent(mesh.REQUEST))
         self.outbox.drop()
         if self.phase in (Phase.LEAVING, Phase.LEFT):
             self.phase = Phase.LEFT

@@ -89,6 +89,9 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_OBJECT_BYTES = 64 * 1024
 """Largest JSON a router parses: 1 ms of a stranger's time, not a second."""
 
+MAX_TARGET_BYTES = 0xFFFF
+"""What the length of a REQUEST's target can say."""
+
 MAX_RAW_PARTS = 0xFFFF
 """What the count of a RAW envelope can say."""
 
@@ -264,6 +267,11 @@ def split_object(payload: bytes) -> dict[str, Any]:
         raise Malformed("a payload that is not JSON") from error
     if not isinstance(value, dict):
         raise Malformed("a payload that is not an object")
+    try:
+        # What JSON reads and cannot write (lone surrogates, 1e999) would spoil every status answer.
+        codec.dumps(value)
+    except NotSerializable as error:
+        raise Malformed("a payload that could not be passed on") from error
     return value
 
 

@@ -11,8 +11,10 @@ from butler_mesh.protocol.mesh import (
     MAX_BATCH_RECORDS,
     RECORD_SIZE,
     Frame,
+    is_mesh,
     pack_header,
     pack_record,
+    parse,
 )
 
 MAX_OUTBOX_BYTES = 8 * 1024 * 1024
@@ -32,6 +34,7 @@ class Outbox:
         "_size",
         "_unsealed",
         "door",
+        "has_waited",
         "is_dirty",
         "messages",
         "pending_bytes",
@@ -49,6 +52,8 @@ class Outbox:
         # The machine's list of outboxes to look at when the turn ends; this one is in it at most once.
         self._dirty = dirty
         self.is_dirty = False
+        # Whether some of it was here already when it was last sent from: the transport did not take it.
+        self.has_waited = False
         # The message being filled: place for the header, then header and payload of each record.
         self._pieces: list[bytes] = [b""]
         self._attachments: list[Frame] = []
@@ -69,6 +74,7 @@ class Outbox:
         """Append one record; ``envelope`` travels as a frame of its own."""
         if not self.is_dirty:
             self.is_dirty = True
+            self.has_waited = self.pending_bytes > 0
             self._dirty.append(self)
         if envelope is not None:
             flags |= ATTACHED
@@ -89,6 +95,7 @@ class Outbox:
         """Append one whole message of a foreign dialect."""
         if not self.is_dirty:
             self.is_dirty = True
+            self.has_waited = self.pending_bytes > 0
             self._dirty.append(self)
         size = sum(map(len, frames))
         self.pending_bytes += size
@@ -112,6 +119,17 @@ class Outbox:
         """Forget the oldest message: the socket has taken it."""
         self.pending_bytes -= self.messages.popleft()[0]
 
+    def unsent(self, kind: int) -> set[int]:
+        """Return the ids of the records of one kind that the socket has not taken: those of REQUESTs
+        were never started, should the peer be lost now."""
+        self.seal(0.0)
+        ids: set[int] = set()
+        for _, (frame, *attachments) in self.messages:
+            head = bytes(frame)
+            if is_mesh(head):
+                ids.update(record.id for record in parse(head, attachments)[1] if record.kind == kind)
+        return ids
+
     def drop(self) -> None:
         """Forget everything: the peer is gone."""
         self.messages.clear()
@@ -121,8 +139,9 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more should be added."""
-        return self.pending_bytes > MAX_OUTBOX_BYTES
+        """Whether no more should be added: too much waits, and not only because its turn to leave has not
+        come, as after one reply of the largest size."""
+        return self.has_waited and self.pending_bytes > MAX_OUTBOX_BYTES
 
     def _close(self) -> None:
         self._unsealed.append((self._pieces, self._attachments))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from butler_mesh.protocol.liveness import Pulse, State, Transit
-from butler_mesh.protocol.mesh import CANCEL, FINAL, GOODBYE, REQUEST, WINDOW, Frame, pack_reason
+from butler_mesh.protocol.liveness import DEAD_AFTER_S, Pulse, State, Transit
+from butler_mesh.protocol.mesh import CANCEL, FINAL, GOODBYE, HEARTBEAT, REQUEST, WINDOW, Frame, pack_reason
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.queues import FairQueue
 
@@ -27,7 +27,7 @@ class Door:
 class Peer:
     """Anybody that has greeted the router."""
 
-    __slots__ = ("door", "heard_at", "is_gone", "outbox", "role", "sent_at", "transit")
+    __slots__ = ("door", "heard_at", "is_gone", "outbox", "patience_s", "role", "transit")
 
     def __init__(self, door: Door, outbox: Outbox, role: str, now: float) -> None:
         self.door = door
@@ -35,13 +35,19 @@ class Peer:
         # Which table of the router's decides what this peer may send.
         self.role = role
         self.heard_at = now
-        self.sent_at = now
+        # Silence after which it is given up; an instance is judged by its pulse instead.
+        self.patience_s = DEAD_AFTER_S
         # Set when the peer left: what still points here then writes into the void.
         self.is_gone = False
         self.transit = Transit()
 
     def heartbeat(self) -> None:
-        """Queue a sign of life; peers whose wire has none get nothing."""
+        """Queue a sign of life; a wire that has none sends nothing."""
+        self.outbox.add(HEARTBEAT)
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Queue word that the router has let go of this peer; a wire that has none sends nothing."""
+        self.outbox.add(GOODBYE, payload=pack_reason(code, reason))
 
 
 class ClientPeer(Peer):
@@ -61,10 +67,6 @@ class ClientPeer(Peer):
     def refuse(self, id_: int, payload: bytes) -> None:
         """Queue a FINAL that the router itself made."""
         self.outbox.add(FINAL, 0, id_, 0, payload)
-
-    def dismiss(self, code: int, reason: str) -> None:
-        """Queue word that the router has let go of this client."""
-        self.outbox.add(GOODBYE, 0, 0, 0, pack_reason(code, reason))
 
 
 class InstancePeer(Peer):
@@ -106,7 +108,7 @@ class InstancePeer(Peer):
         # Whether it stands in its pool's rotation: only with free credit and in good health.
         self.in_rotation = False
         # Its control thread's connection, once that has greeted us with the same wid and epoch.
-        self.control: Peer | None = None
+        self.control: ControlPeer | None = None
 
     def request(self, call: Call, remaining_ms: int) -> None:
         """Queue a call; the payload goes on as it came."""
@@ -137,6 +139,16 @@ class InstancePeer(Peer):
             "rss_kib": self.rss_kib,
             "protocol": "mesh/1",
         }
+
+
+class ControlPeer(Peer):
+    """The native thread of an instance: it reports on it, and may do nothing else."""
+
+    __slots__ = ("instance",)
+
+    def __init__(self, door: Door, outbox: Outbox, role: str, now: float, instance: InstancePeer) -> None:
+        super().__init__(door, outbox, role, now)
+        self.instance = instance
 
 
 class Call:

@@ -8,7 +8,7 @@ the outboxes in ``dirty`` and what it wants to tell from ``notes``. Nothing a pe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from butler_mesh import codec, status
@@ -21,11 +21,11 @@ from butler_mesh.protocol.dispatcher import (
     REGISTER_GRACE_S,
     Dispatcher,
 )
-from butler_mesh.protocol.liveness import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, State
+from butler_mesh.protocol.liveness import HEARTBEAT_INTERVAL_S, State
 from butler_mesh.protocol.majordomo import FOREIGN_DEADLINE_S, Majordomo
 from butler_mesh.protocol.mesh import Frame, Record
 from butler_mesh.protocol.outbox import Outbox
-from butler_mesh.protocol.peers import ClientPeer, Door, InstancePeer, Peer
+from butler_mesh.protocol.peers import ClientPeer, ControlPeer, Door, InstancePeer, Peer
 from butler_mesh.signing import is_signed, ready_fields
 
 CLIENT = "client"
@@ -35,6 +35,10 @@ GREETED = "greeted"  # an instance that has said HELLO and not yet READY
 
 JUDGE_INTERVAL_S = 0.25
 """How often health is judged: a stopped instance is out of rotation 3.25 s after its last sign of life."""
+JUDGE_AT_LAST_S = 1.0
+"""Health is judged by what was read; but a flood that is never read to its end must not keep it off."""
+STALL_S = 1.0
+"""A pause in which this router itself did nothing, and after which it forgives the silence of others."""
 PROBE_AGAIN_S = 0.010
 """libzmq tells that somebody left a little before it lets go of the routing id."""
 MAX_PATHS = 1000
@@ -81,13 +85,20 @@ class RouterProtocol:
             absent_grace_s=absent_grace_s,
             max_body_bytes=max_body_bytes,
         )
-        self._majordomo = Majordomo(self.dispatcher, self.dirty, self.counters, foreign_deadline_s)
+        self._majordomo = Majordomo(
+            self.dispatcher,
+            self.dirty,
+            self.counters,
+            foreign_deadline_s,
+            accepts_workers=register_secret is None,
+        )
         self._seed = seed
         self._secret = register_secret
         self._welcomes = 0
         self._nonces: dict[InstancePeer, str] = {}
         self._started_at = now
         self._now = now
+        self._ticked_at = now
         self._judge_at = now + JUDGE_INTERVAL_S
         self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
         self._probe_at: dict[Door, float] = {}
@@ -188,10 +199,12 @@ class RouterProtocol:
             self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
             for door in self.doors:
                 self._probe(door)
-        if now >= self._judge_at and drained:
-            late_s = now - self._judge_at
+        slept_s, self._ticked_at = now - self._ticked_at, now
+        if slept_s > STALL_S:
+            self._forgive(slept_s)
+        if now >= self._judge_at and (drained or now >= self._judge_at + JUDGE_AT_LAST_S):
             self._judge_at = now + JUDGE_INTERVAL_S
-            self._judge_all(now, late_s)
+            self._judge_all(now)
             self.dispatcher.tidy(now)
         self.dispatcher.dispatch(now)
 
@@ -207,24 +220,27 @@ class RouterProtocol:
         """Somebody left through this door; libzmq does not say who, so ask everybody."""
         if door not in self._probe_at:
             self._probe(door)
-            self._probe_at[door] = now + PROBE_AGAIN_S
+        self._probe_at[door] = now + PROBE_AGAIN_S
 
     def peer_gone(self, outbox: Outbox, now: float) -> None:
         """The transport says that nobody is there any more (EHOSTUNREACH)."""
-        outbox.drop()
         door = outbox.door
         if isinstance(door, Door):
             peer = door.peers.get(outbox.routing_id)
             if peer is not None and peer.outbox is outbox:
                 self._remove(peer, now, "connection lost")
                 self.dispatcher.dispatch(now)
+        outbox.drop()
+
+    def stop_intake(self) -> None:
+        """Take no new requests (503): those that came before are finished, as far as the owner waits."""
+        self.dispatcher.is_draining = True
 
     def close(self) -> None:
         """Say GOODBYE to everybody: their calls here fail at once instead of in silence."""
         for door in self.doors:
             for peer in list(door.peers.values()):
-                if peer.role in self._acts:
-                    self._goodbye_to(peer.outbox, status.UNAVAILABLE, "the router stops")
+                peer.dismiss(status.UNAVAILABLE, "the router stops")
 
     def status(self, now: float) -> dict[str, Any]:
         """Return the answer of ``mmi.status``: plain values, ready for JSON."""
@@ -253,6 +269,7 @@ class RouterProtocol:
             return None
         if old is not None:
             self._remove(old, now, "greeted anew")
+            old.outbox.drop()
         outbox = Outbox(self.dirty, door, routing_id)
         role = hello.get("role")
         peer: Peer
@@ -265,7 +282,7 @@ class RouterProtocol:
             if instance is None or instance.epoch != hello.get("epoch"):
                 self._send_away(door, routing_id, status.NOT_FOUND, "no such instance")
                 return None
-            peer = Peer(door, outbox, CONTROL, now)
+            peer = ControlPeer(door, outbox, CONTROL, now, instance)
             if instance.control is not None:
                 self._remove(instance.control, now, "replaced")
             instance.control = peer
@@ -296,12 +313,12 @@ class RouterProtocol:
     def _ready(self, peer: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         try:
             reason = self._register(peer, mesh.split_object(record.payload), now)
-        except (ProtocolError, TypeError, ValueError, UnicodeError):
+        except (ProtocolError, LookupError, TypeError, ValueError, OverflowError):
             reason = "READY is not well-formed"
         if reason:
             self.counters.add("refused.ready")
             self.notes.append(f"refused an instance on {peer.door.name}: {reason}")
-            self._goodbye_to(peer.outbox, status.CONFLICT, reason)
+            peer.dismiss(status.CONFLICT, reason)
             self._remove(peer, now, "refused")
             return
         # The router's READY is the receipt: only now does the instance count as registered.
@@ -310,9 +327,9 @@ class RouterProtocol:
     def _register(self, peer: InstancePeer, ready: dict[str, Any], now: float) -> str:
         """Make a greeted peer an instance; return why not, or ''."""
         wid, epoch, service = ready["wid"], ready["epoch"], ready.get("service") or ""
-        paths, credit = ready.get("paths") or [], ready["credit"]
+        paths, credit, pid = ready.get("paths") or [], ready["credit"], ready.get("pid") or 0
         texts = isinstance(paths, list) and all(isinstance(t, str) for t in (wid, epoch, service, *paths))
-        if not texts or not wid or len(epoch) < 16 or not isinstance(credit, int):
+        if not texts or not wid or len(epoch) < 16 or not isinstance(credit, int) or not isinstance(pid, int):
             return "READY lacks wid, epoch or credit"
         nonce = self._nonces.pop(peer, "")
         if self._secret is not None and not is_signed(
@@ -323,13 +340,15 @@ class RouterProtocol:
             return "an instance needs a name or at least one path"
         if service.startswith(("mmi.", "/")) or len(service.encode()) > 255 or len(paths) > MAX_PATHS:
             return f"the name {service!r:.64} is not to be had"
-        if not 0 <= credit <= 0xFFFF or not all(path.startswith("/") for path in paths):
-            return "READY's credit or paths are out of range"
+        if not 0 <= credit <= 0xFFFF or not 0 <= pid < 1 << 32:
+            return "READY's credit or pid is out of range"
+        if not all(path.startswith("/") for path in paths):
+            return "a path begins with a slash"
         old = self.instances.get(wid)
         if old is not None:
             self._remove(old, now, "registered anew")
         peer.wid, peer.epoch = wid, epoch
-        peer.host, peer.pid = str(ready.get("host", ""))[:255], int(ready.get("pid", 0))
+        peer.host, peer.pid = str(ready.get("host", ""))[:255], pid
         peer.credit = peer.free = credit
         heads = [path.rstrip("/").encode() or b"/" for path in paths]
         refusal = self.dispatcher.enlist(peer, service.encode(), heads, now)
@@ -341,27 +360,30 @@ class RouterProtocol:
 
     def _ready_again(self, peer: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         self.counters.add("refused.ready")
-        self._goodbye_to(peer.outbox, status.CONFLICT, "READY came twice")
         self._remove(peer, now, "READY came twice")
+        peer.dismiss(status.CONFLICT, "READY came twice")
 
     def _heard(self, peer: Peer, record: Record, sent_at: float, now: float) -> None:
         """HEARTBEAT: that it came is all it says."""
 
-    def _control_heartbeat(self, peer: Peer, record: Record, sent_at: float, now: float) -> None:
+    def _control_heartbeat(self, peer: ControlPeer, record: Record, sent_at: float, now: float) -> None:
         report = mesh.split_object(record.payload)
         lag_ms, rss_kib = report.get("lag_ms", 0), report.get("rss_kib", 0)
         if not isinstance(lag_ms, int | float) or not isinstance(rss_kib, int):
             raise mesh.Malformed("a heartbeat's numbers are none")
-        for instance in self.instances.values():
-            if instance.control is peer:
-                instance.pulse.heard_control(now, lag_ms / 1000.0)
-                instance.rss_kib = rss_kib
-                self._judge(instance, instance.judge(now))
+        if not (0 <= lag_ms < 1e9 and 0 <= rss_kib < 1 << 40):
+            raise mesh.Malformed("a heartbeat's numbers are out of range")
+        instance = peer.instance
+        instance.pulse.heard_control(now, lag_ms / 1000.0)
+        instance.rss_kib = rss_kib
+        self._judge(instance, instance.judge(now))
 
     def _goodbye(self, peer: Peer, record: Record, sent_at: float, now: float) -> None:
+        # An instance has answered all it had begun: what is left was on its way, and may go to another.
+        unstarted = set(peer.calls) if isinstance(peer, InstancePeer) else set()
+        self._remove(peer, now, "said goodbye", unstarted)
         # Acknowledged, so that the peer knows that all it sent before has arrived.
-        self._goodbye_to(peer.outbox, status.OK, "")
-        self._remove(peer, now, "said goodbye")
+        peer.dismiss(status.OK, "")
 
     def _introspect(self, client: ClientPeer, id_: int, target: bytes, envelope: bytes) -> None:
         """Answer a request to the router itself: mmi.service, mmi.status; 501 for the rest of mmi."""
@@ -382,26 +404,23 @@ class RouterProtocol:
 
     def _probe(self, door: Door) -> None:
         for peer in door.peers.values():
-            if peer.role in self._acts:
-                peer.outbox.add(mesh.HEARTBEAT)
-            else:
-                peer.heartbeat()
+            peer.heartbeat()
 
-    def _judge_all(self, now: float, late_s: float) -> None:
+    def _forgive(self, slept_s: float) -> None:
+        """It was this router that slept: nobody is to blame for its deafness."""
+        for door in self.doors:
+            for peer in door.peers.values():
+                peer.heard_at += slept_s
+                if isinstance(peer, InstancePeer):
+                    peer.pulse.allow(slept_s)
+
+    def _judge_all(self, now: float) -> None:
         for door in self.doors:
             for peer in list(door.peers.values()):
-                if late_s > JUDGE_INTERVAL_S:
-                    # It was this router that slept: nobody is to blame for its deafness.
-                    peer.heard_at += late_s
-                    if isinstance(peer, InstancePeer):
-                        peer.pulse.allow(late_s)
                 if isinstance(peer, InstancePeer):
                     self._judge(peer, peer.judge(now))
-                else:
-                    # A Majordomo client says nothing between its requests, and that is its right.
-                    patience_s = DEAD_AFTER_S if peer.role in self._acts else FOREIGN_DEADLINE_S
-                    if now - peer.heard_at >= patience_s:
-                        self._remove(peer, now, "silent")
+                elif now - peer.heard_at >= peer.patience_s:
+                    self._remove(peer, now, "silent")
 
     def _judge(self, instance: InstancePeer, state: State) -> None:
         if state is State.DEAD:
@@ -410,7 +429,7 @@ class RouterProtocol:
             self.notes.append(f"{state.value} {instance.wid}")
             self.dispatcher.judge(instance, state)
 
-    def _remove(self, peer: Peer, now: float, why: str) -> None:
+    def _remove(self, peer: Peer, now: float, why: str, unstarted: Collection[int] = ()) -> None:
         """Let go of a peer, whatever it was; ``why`` goes into the log line."""
         if peer.door.peers.get(peer.outbox.routing_id) is peer:
             del peer.door.peers[peer.outbox.routing_id]
@@ -421,22 +440,21 @@ class RouterProtocol:
                 del self.instances[peer.wid]
             if peer.pool is not None:
                 self.notes.append(f"removed {peer.wid}: {why}, {len(peer.calls)} in flight")
-                self.dispatcher.lose(peer, now)
+                # What has not left for it never will.
+                unstarted = peer.outbox.unsent(mesh.REQUEST).union(unstarted)
+                peer.outbox.drop()
+                self.dispatcher.lose(peer, now, unstarted)
             if peer.control is not None:
                 control, peer.control = peer.control, None
                 self._remove(control, now, why)
         elif isinstance(peer, ClientPeer):
             self.dispatcher.forget(peer)
-        else:
-            for instance in self.instances.values():
-                if instance.control is peer:
-                    instance.control = None
-                    instance.pulse.has_control = False
+        elif isinstance(peer, ControlPeer) and peer.instance.control is peer:
+            peer.instance.control = None
+            peer.instance.pulse.has_control = False
 
     def _send_away(self, door: Door, routing_id: bytes, code: int, reason: str) -> None:
-        self._goodbye_to(Outbox(self.dirty, door, routing_id), code, reason)
-
-    def _goodbye_to(self, outbox: Outbox, code: int, reason: str) -> None:
+        outbox = Outbox(self.dirty, door, routing_id)
         outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(code, reason))
 
 

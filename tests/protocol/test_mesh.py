@@ -103,7 +103,7 @@ def test_attachments_belong_to_the_attached_records_in_their_order() -> None:
 
 
 def test_an_attachment_is_handed_on_untouched() -> None:
-    frame = bytearray(b"as the transport gave it")
+    frame = bytes([1, 2, 3])
     _, (found,) = mesh.parse(HEADER + record(0, flags=mesh.ATTACHED), [frame])
     assert found.envelope is frame
 
@@ -296,6 +296,12 @@ def test_an_object_is_what_hello_and_its_kin_carry() -> None:
     ids=lambda payload: repr(payload[:16]),
 )
 def test_what_is_not_a_json_object_of_at_most_64_kib_is_malformed(payload: bytes) -> None:
+    with pytest.raises(Malformed):
+        mesh.split_object(payload)
+
+
+@pytest.mark.parametrize("payload", [rb'{"a": "\ud800"}', b'{"a": 1e999}'], ids=repr)
+def test_an_object_that_could_not_be_passed_on_is_malformed(payload: bytes) -> None:
     with pytest.raises(Malformed):
         mesh.split_object(payload)
 

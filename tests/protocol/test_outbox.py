@@ -78,7 +78,7 @@ def test_records_stay_in_order_across_messages(outbox: Outbox) -> None:
 
 
 def test_an_envelope_of_its_own_becomes_a_frame_and_sets_the_flag(outbox: Outbox) -> None:
-    envelope = bytearray(b"large")
+    envelope = b"large"
     outbox.add(FINAL, mesh.RAW, 7, 0, b"\xc8\x00", envelope)
     outbox.add(FINAL, 0, 8)
     outbox.seal(1.0)
@@ -150,11 +150,32 @@ def test_it_knows_the_way_back() -> None:
 
 def test_it_is_full_over_8_mib_attachments_included(outbox: Outbox) -> None:
     outbox.put([bytes(MAX_OUTBOX_BYTES)])
+    outbox.is_dirty = False  # its turn to leave has come, and it is still there
     assert not outbox.is_full
     outbox.add(FINAL, envelope=b"")
     assert outbox.is_full
     outbox.sent()
     assert not outbox.is_full
+
+
+def test_one_turns_records_do_not_fill_it_whatever_their_size(outbox: Outbox) -> None:
+    outbox.put([bytes(2 * MAX_OUTBOX_BYTES)])
+    outbox.add(FINAL)
+    assert not outbox.is_full
+
+
+def test_it_tells_which_requests_the_socket_has_not_taken(outbox: Outbox) -> None:
+    outbox.add(mesh.REQUEST, 0, 1)
+    outbox.seal(1.0)
+    outbox.sent()
+    outbox.add(mesh.REQUEST, 0, 2, envelope=b"large")
+    outbox.add(mesh.CANCEL, 0, 3)
+    outbox.seal(1.0)
+    outbox.put([b"", b"MDPW01", b"\x04"])
+    outbox.add(mesh.REQUEST, 0, 4)
+    assert outbox.unsent(mesh.REQUEST) == {2, 4}
+    assert outbox.unsent(mesh.CANCEL) == {3}
+    assert Outbox([]).unsent(mesh.REQUEST) == set()
 
 
 steps = st.one_of(

@@ -47,12 +47,16 @@ def test_a_door_lets_everybody_in_unless_told_otherwise() -> None:
 
 def test_a_peer_was_heard_when_it_came(door: Door, outbox: Outbox) -> None:
     peer = Peer(door, outbox, "control", NOW)
-    assert (peer.heard_at, peer.sent_at, peer.role, peer.is_gone) == (NOW, NOW, "control", False)
+    assert (peer.heard_at, peer.role, peer.is_gone) == (NOW, "control", False)
 
 
-def test_a_peer_whose_wire_has_no_heartbeat_gets_none(door: Door, outbox: Outbox) -> None:
+def test_silence_is_taken_from_a_peer_for_15_s(door: Door, outbox: Outbox) -> None:
+    assert Peer(door, outbox, "client", NOW).patience_s == 15.0
+
+
+def test_a_peer_is_sent_signs_of_life_in_the_meshs_own_words(door: Door, outbox: Outbox) -> None:
     Peer(door, outbox, "control", NOW).heartbeat()
-    assert written(outbox) == []
+    assert written(outbox) == [Record(mesh.HEARTBEAT, 0, 0, 0, b"", None)]
 
 
 def test_a_reply_carries_the_clients_own_id_and_not_the_token(door: Door, outbox: Outbox) -> None:
@@ -123,7 +127,7 @@ def test_status_shows_an_instance_without_its_epoch(door: Door, outbox: Outbox) 
         "in_flight": 1,
         "lag_s": 0.123,
         "rss_kib": 30_000,
-        "protocol": "instance",
+        "protocol": "mesh/1",
     }
 
 

@@ -17,7 +17,7 @@ from butler_mesh.protocol.member import Member
 from butler_mesh.protocol.mesh import Record
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.peers import Door
-from butler_mesh.protocol.router import RouterProtocol
+from butler_mesh.protocol.router import STALL_S, RouterProtocol
 
 START = 1_000.0
 """When every test begins; past the wheel's and the stamps' small numbers."""
@@ -79,13 +79,20 @@ class Wires:
         return wire
 
     def advance(self, seconds: float, *, drained: bool = True) -> None:
-        """Let time pass, in one step, and do what it asks for on all sides."""
+        """Let time pass, in one step, and do what it asks for on all sides. A router that is ticked so
+        late has slept, and blames nobody for the silence; ``wait`` is for one that was awake."""
         self.now += seconds
         self.router.tick(self.now, drained=drained)
         for wire in list(self.wires.values()):
             if wire.machine is not None:
                 wire.machine.tick(self.now, drained=drained)
         self.settle()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass at a router that is awake all the while."""
+        end = self.now + seconds
+        while self.now < end:
+            self.advance(min(STALL_S, end - self.now))
 
     def settle(self) -> None:
         """End the turn, and turn after turn until the attached machines have no more to say."""
@@ -116,7 +123,7 @@ class Wires:
             door = outbox.door
             assert isinstance(door, Door)
             if outbox.routing_id in self.deaf:
-                outbox.is_dirty = True
+                outbox.is_dirty = outbox.has_waited = True
                 self.router.dirty.append(outbox)
                 continue
             wire = self.wire(outbox.routing_id, door)

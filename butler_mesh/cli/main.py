@@ -1,0 +1,38 @@
+"""``butler-mesh``: the commands, gathered. What a command needs it imports when it runs."""
+
+from __future__ import annotations
+
+import click
+
+from butler_mesh.cli.call import call
+from butler_mesh.cli.router import router
+from butler_mesh.cli.serve import serve
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Every command explains itself: butler-mesh COMMAND --help",
+)
+@click.version_option(package_name="butler_mesh", prog_name="butler-mesh")
+def main() -> None:
+    """A service mesh for gevent: requests go through a router to services, and come back.
+
+    \b
+    A mesh of three terminals:
+      butler-mesh router
+      butler-mesh serve images:service
+      butler-mesh call tcp://127.0.0.1:5555/api.images /resize '{"name": "a.jpg"}'
+
+    \b
+    where images.py is:
+      from butler_mesh import Service
+      service = Service("tcp://127.0.0.1:5556", "api.images")
+      @service.function
+      def resize(name):
+          return {"resized": name}
+    """
+
+
+main.add_command(router)
+main.add_command(serve)
+main.add_command(call)

@@ -1,0 +1,45 @@
+"""What all commands share: refusals of one line, and logs on stderr."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Refusal(click.ClickException):
+    """Ends the command with one line on stderr and exit status 2: asked for what cannot be."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line."""
+        name = click.get_current_context().command_path
+        click.echo(f"{name}: {' '.join(self.message.split())}", file=file, err=file is None)
+
+
+def log_level_option(command: F) -> F:
+    """Give a command ``--log-level``, handed over as ``log_level``."""
+    option = click.option(
+        "--log-level",
+        type=click.Choice(LOG_LEVELS, case_sensitive=False),
+        default="info",
+        show_default=True,
+        envvar="BUTLER_MESH_LOG_LEVEL",
+        show_envvar=True,
+        help="How much is logged (to stderr).",
+    )
+    return option(command)
+
+
+def log_to_stderr(level: str) -> None:
+    """Log to stderr from ``level`` on, unless the program has set its logging up itself."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )

@@ -1,0 +1,223 @@
+"""Web handlers: classes whose methods answer HTTP requests, with HTML or JSON."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from markupsafe import escape
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response
+
+from butler_mesh import codec, status
+from butler_mesh.errors import RemoteError, RequestFailed, UsageError
+from butler_mesh.handlers import MessageHandler
+from butler_mesh.routing import RouteKind
+from butler_mesh.web.request import WebRequest
+
+_log = logging.getLogger("butler_mesh.web")
+
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+
+# The headers of a failure that a browser is told. A failure may come from a service, and what a service
+# says to its caller (cookies, lengths) is not for the caller's own client.
+_FAILURE_HEADERS = ("Allow", "Retry-After", "WWW-Authenticate")
+
+_ERROR_PAGE = """\
+<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{code} {reason}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:18vh auto;padding:0 1rem}}</style>
+<h1>{code} {reason}</h1>
+<p>{message}</p>
+</html>
+"""
+
+
+class WebMessageHandler(MessageHandler):
+    """Answers the HTTP requests of one route.
+
+    A method may return a response (``render`` and kin make one), text or bytes (an HTML page), a dict or
+    list (JSON), or nothing, which means ``render()``: the body that was set, or 500 if nothing was.
+    """
+
+    kind = RouteKind.WEB
+    # Never ``request`` and ``response``, whatever a browser calls its method: those are the mesh's.
+    methods = ("get", "head", "post", "put", "patch", "delete", "options", "connect")
+    message: WebRequest
+
+    def __init__(self, application: Any, message: WebRequest) -> None:
+        super().__init__(application, message)
+        self.body: str | bytes = b""
+
+    # --- what a method uses -------------------------------------------------------------------
+
+    def get_argument(self, name: str, default: Any = None) -> Any:
+        """Return an argument of the request: see ``WebRequest.get_argument``."""
+        return self.message.get_argument(name, default)
+
+    def set_body(
+        self, body: str | bytes, headers: Mapping[str, str] | None = None, status_code: int | None = None
+    ) -> None:
+        """Set what ``render`` sends; the status becomes 200 unless it is given or was set before."""
+        self.body = body
+        if headers:
+            self.headers.update(headers)
+        self._set_status_or_ok(status_code)
+
+    def redirect(self, url: str, code: int = 302) -> Response:
+        """Return a reply that sends the client to ``url``."""
+        self.set_status(code)
+        self.headers["Location"] = url
+        return self._response(f'<!doctype html><p>See <a href="{escape(url)}">{escape(url)}</a>.</p>\n')
+
+    def render(self, body: Any = None) -> Response:
+        """Return the reply: ``body``, or what ``set_body`` was given, with status and headers as set."""
+        if body is not None:
+            self._set_status_or_ok()
+        return self._response(self.body if body is None else body)
+
+    def render_error(self, code: int, message: str = "") -> Response:
+        """Return the page for an error; override it to have another one."""
+        self.set_status(code, message)
+        reason = status.reason(code)
+        page = _ERROR_PAGE.format(code=code, reason=reason, message=escape(message))
+        return self._response(page)
+
+    # --- within -------------------------------------------------------------------------------
+
+    @classmethod
+    def allowed(cls) -> list[str]:
+        """Return the request methods that this class answers; ``head`` where ``get`` is, too."""
+        has_head = callable(getattr(cls, "get", None)) or cls.head is not WebMessageHandler.head
+        return [name for name in super().allowed() if name != "head" or has_head]
+
+    def head(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as ``get`` does; the body stays behind."""
+        get = getattr(self, "get", None)
+        return self.unsupported() if get is None else get(*args, **kwargs)
+
+    def options(self, *args: Any, **kwargs: Any) -> Any:
+        """Tell the methods that this route answers."""
+        self.set_status(204)
+        self.headers["Allow"] = ", ".join(name.upper() for name in self.allowed())
+        return self._response(b"")
+
+    def run(self, *args: Any, **kwargs: Any) -> Response:
+        """Answer the request; an exception becomes its page."""
+        try:
+            response: Response = super().run(*args, **kwargs)
+        except (Exception, SystemExit) as error:  # sys.exit() in a handler ends no server
+            response = self.failed(error)
+        return response
+
+    def finish(self, result: Any) -> Response:
+        """Make the response of what the method returned."""
+        if isinstance(result, Response):
+            return result
+        if result is None and not self.is_status_set:
+            _log.error("web-handler-returned-nothing %s", type(self).__name__)
+            return self.render_error(status.SERVER_ERROR)
+        return self.render(result)
+
+    def failed(self, error: BaseException) -> Response:
+        """Return the page for what a method raised, without any of its internals; log those."""
+        code, text, headers = describe_failure(error, self.message)
+        # What the method had in mind before it failed (a Location, a Content-Type) is off the table.
+        self.headers = {}
+        response = self.render_error(code, text)
+        response.headers.update(headers)
+        return response
+
+    def _set_status_or_ok(self, code: int | None = None) -> None:
+        if code is not None:
+            self.set_status(code)
+        elif not self.is_status_set:
+            self.set_status(status.OK)
+
+    def _response(self, body: Any) -> Response:
+        if not 200 <= self.status_code <= 599:
+            raise UsageError(f"{self.status_code!r} is not a status that HTTP could end with")
+        content_type = HTML
+        if isinstance(body, dict | list):
+            body, content_type = codec.dumps(body), JSON
+        elif not isinstance(body, str | bytes):
+            raise UsageError(f"a web handler returns a response, text, bytes, dict or list: not {type(body)}")
+        response = Response(body, self.status_code, content_type=content_type)
+        response.headers.update(self.headers)
+        return response
+
+
+class JSONMessageHandler(WebMessageHandler):
+    """Answers with the JSON object that ``add_to_payload`` gathered, errors included.
+
+    The reply's status is in it as ``status_code`` and ``status_msg``, unless ``hide_status`` is set.
+    """
+
+    hide_status: ClassVar[bool] = False
+
+    def __init__(self, application: Any, message: WebRequest) -> None:
+        super().__init__(application, message)
+        self._payload: dict[str, Any] = {}
+
+    @property
+    def payload(self) -> Mapping[str, Any]:
+        """What ``add_to_payload`` has gathered."""
+        return self._payload
+
+    def add_to_payload(self, key: str, value: Any) -> None:
+        """Put a field into the reply's JSON object."""
+        self._payload[key] = value
+
+    def render(self, body: Any = None, *, hide_status: bool | None = None) -> Response:
+        """Return the reply: the payload, or ``body`` (any JSON value), with status and headers as set.
+
+        The status goes into objects only.
+        """
+        if body is not None:
+            self._set_status_or_ok()
+        content = self._payload if body is None else body
+        hide = self.hide_status if hide_status is None else hide_status
+        if isinstance(content, dict) and not hide:
+            reason = self.status_msg or status.reason(self.status_code)
+            content = {"status_code": self.status_code, "status_msg": reason, **content}
+        response = self._response(codec.dumps(content))
+        if "Content-Type" not in self.headers:
+            response.content_type = JSON
+        return response
+
+    def render_error(self, code: int, message: str = "") -> Response:
+        """Return the error as JSON."""
+        self.set_status(code, message)
+        self._payload = {}
+        return self.render(hide_status=False)
+
+
+def describe_failure(error: BaseException, message: WebRequest) -> tuple[int, str, dict[str, str]]:
+    """Return (status, text, headers) for what a handler raised, and log it where it is a fault.
+
+    A refusal (4xx) is told in its own words; of a fault (5xx) only the standard phrase leaves the house.
+    """
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestFailed) and not isinstance(error, RemoteError):
+        code, text = error.status, error.message
+        headers = {name: error.headers[name] for name in _FAILURE_HEADERS if name in error.headers}
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = f"{max(1.0, error.retry_after_s):.0f}"  # whole seconds: RFC 9110, 10.2.3
+    elif isinstance(error, HTTPException) and error.code is not None:
+        # werkzeug's: about the body, or what a handler's own abort() raised.
+        code, text = error.code, error.description or ""
+        if code in (status.BAD_REQUEST, status.TOO_LARGE):
+            # A body cut off or too large: what is left of it may still lie in the connection.
+            headers = {"Connection": "close"}
+    else:
+        _log.error("web-handler-failed %s %.200r", message.method, message.path, exc_info=error)
+        return status.SERVER_ERROR, "", {}
+    if not 400 <= code <= 599:
+        code = status.SERVER_ERROR
+    if code >= status.SERVER_ERROR:
+        _log.warning("web-request-failed %s %.200r: %s %.200r", message.method, message.path, code, text)
+        text = ""
+    return code, text, headers

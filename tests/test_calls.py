@@ -1,0 +1,310 @@
+"""Calls in progress: waited for, collected later, read part by part, given up."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
+from butler_mesh.errors import BadRequest, DeadlineExceeded, RemoteError
+from butler_mesh.messages import encode_response
+from butler_mesh.protocol.mesh import FINAL, PARTIAL
+from tests.meshes import Mesh, drained
+from tests.waiting import wait_for
+
+
+class FakeConnection:
+    """Notes what calls ask of their connection."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[Any] = []
+        self.granted: list[int] = []
+
+    def cancel(self, call: Any) -> None:
+        self.cancelled.append(call)
+
+    def grant(self, call: Any, parts: int) -> None:
+        self.granted.append(parts)
+
+
+def part(body: Any) -> tuple[int, int, int, bytes]:
+    envelope, flags = encode_response(body)
+    return PARTIAL, 200, flags, envelope
+
+
+def final(code: int = 200, body: Any = None) -> tuple[int, int, int, bytes]:
+    envelope, flags = encode_response(body)
+    return FINAL, code, flags, envelope
+
+
+# --- one reply ---------------------------------------------------------------------------------------
+
+
+def test_a_reply_that_is_there_before_the_wait_is_returned_at_once() -> None:
+    waiter = Waiter()
+    waiter(FINAL, 200, 0, b"{}")
+    assert waiter.wait(FakeConnection(), "call") == (200, 0, b"{}")  # type: ignore[arg-type]
+
+
+def test_a_stray_switch_does_not_end_the_wait() -> None:
+    connection = FakeConnection()
+    waiters: list[Waiter] = []
+
+    def call() -> Any:
+        waiters.append(Waiter())
+        return waiters[0].wait(connection, "call")  # type: ignore[arg-type]
+
+    caller = gevent.spawn(call)
+    wait_for(lambda: waiters and waiters[0]._is_parked)
+    gevent.get_hub().loop.run_callback(caller.switch, "not for you")
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert not caller.ready()
+    gevent.get_hub().loop.run_callback(waiters[0], FINAL, 200, 0, b"{}")
+    assert caller.get(timeout=5) == (200, 0, b"{}")
+    assert connection.cancelled == []
+
+
+def test_a_part_is_not_the_reply() -> None:
+    waiter = Waiter()
+    waiter(PARTIAL, 200, 0, b"{}")
+    assert waiter.reply is None
+
+
+def test_a_waiter_that_is_killed_cancels_and_a_late_reply_reaches_nobody() -> None:
+    connection = FakeConnection()
+    waiters: list[Waiter] = []
+
+    def call() -> None:
+        waiters.append(Waiter())
+        try:
+            waiters[0].wait(connection, "call")  # type: ignore[arg-type]
+        finally:
+            gevent.sleep(0.01)  # the greenlet's next wait
+
+    caller = gevent.spawn(call)
+    wait_for(lambda: waiters and waiters[0]._is_parked)
+    caller.kill(block=False)
+    wait_for(lambda: connection.cancelled == ["call"])
+    waiters[0](FINAL, 200, 0, b"{}")
+    assert not caller.ready()
+    caller.join(5)
+
+
+# --- later -------------------------------------------------------------------------------------------
+
+
+def test_a_lazy_response_is_had_once_it_is_there_and_again() -> None:
+    lazy = LazyResponse("/a")
+    assert not lazy.is_ready()
+    lazy.on_reply(*final(200, 5))
+    assert lazy.is_ready()
+    assert lazy.get().body == lazy.get(1.0).body == 5
+    assert lazy.get().path == "/a"
+
+
+def test_a_lazy_response_that_is_not_there_in_time_may_be_asked_for_again() -> None:
+    lazy = LazyResponse("/a")
+    with pytest.raises(DeadlineExceeded):
+        lazy.get(0.01)
+    with pytest.raises(TimeoutError):
+        lazy.get(0.0)
+    lazy.on_reply(*final(200, 5))
+    assert lazy.get(0.0).body == 5
+
+
+def test_a_lazy_response_that_was_cancelled_is_499_for_whoever_asks(mesh: Mesh) -> None:
+    ended: list[int] = []
+
+    def endless() -> None:
+        try:
+            gevent.sleep(3600)
+        finally:
+            ended.append(1)
+
+    mesh.service(endless)
+    lazy = mesh.client().request_lazy("svc", "/endless")
+    wait_for(lambda: not drained(mesh.router.status()))
+    lazy.cancel()
+    assert lazy.get().status_code == 499
+    wait_for(lambda: ended == [1])
+    lazy.cancel()  # twice is once
+
+
+def test_a_lazy_response_ends_at_its_deadline(mesh: Mesh) -> None:
+    mesh.service().register_function(lambda: gevent.sleep(60), "sleepy")
+    lazy = mesh.client().request_lazy("svc", "/sleepy", timeout=0.05)
+    assert lazy.get().status_code == 504
+
+
+# --- streams -----------------------------------------------------------------------------------------
+
+
+def count(n: int, sent: list[int] | None = None) -> Iterator[int]:
+    for i in range(n):
+        if sent is not None:
+            sent.append(i)
+        yield i
+
+
+def test_a_stream_gives_its_parts_in_order_and_ends(mesh: Mesh) -> None:
+    mesh.service(count)
+    stream = mesh.client().request_stream("svc", "/count", {"n": 100})
+    assert list(stream) == list(range(100))
+    assert stream.response is not None
+    assert stream.response.status_code == 200
+    assert list(stream) == []
+
+
+def test_parts_may_be_bytes(mesh: Mesh) -> None:
+    mesh.service().register_function(lambda: iter([b"a", b"", b"\xff"]), "parts")
+    assert list(mesh.client().request_stream("svc", "/parts")) == [b"a", b"", b"\xff"]
+
+
+def test_one_reply_is_a_stream_of_one_part(mesh: Mesh) -> None:
+    mesh.service().register_function(lambda: 7, "seven")
+    assert list(mesh.client().request_stream("svc", "/seven")) == [7]
+
+
+def test_a_caller_that_takes_one_reply_gets_the_parts_as_a_list(mesh: Mesh) -> None:
+    mesh.service(count)
+    assert mesh.client().request("svc", "/count", {"n": 3}).body == [0, 1, 2]
+
+
+def test_a_stream_that_nobody_reads_stops_at_its_window_and_goes_on_as_it_is_read(mesh: Mesh) -> None:
+    sent: list[int] = []
+    mesh.service().register_function(lambda: count(100, sent), "count")
+    stream = mesh.client().request_stream("svc", "/count")
+    wait_for(lambda: len(sent) >= STREAM_WINDOW)
+    assert next(stream) == 0
+    wait_for(lambda: len(stream.on_reply.arrived) == STREAM_WINDOW - 1)
+    assert len(sent) <= STREAM_WINDOW + 1
+    assert list(stream) == list(range(1, 100))
+
+
+@pytest.mark.parametrize("how", ["close", "with", "drop"])
+def test_a_stream_that_is_left_early_stops_its_handler(mesh: Mesh, how: str) -> None:
+    ended: list[int] = []
+
+    def endless() -> Iterator[int]:
+        try:
+            for i in range(10**9):
+                yield i
+        finally:
+            ended.append(1)
+
+    mesh.service(endless, count)
+    client = mesh.client()
+    stream = client.request_stream("svc", "/endless")
+    if how == "with":
+        with stream:
+            assert next(stream) == 0
+    else:
+        assert next(stream) == 0
+        if how == "close":
+            stream.close()
+    if how == "drop":
+        del stream
+        gc.collect()
+    else:
+        assert list(stream) == []
+    wait_for(lambda: ended == [1])
+    wait_for(lambda: drained(mesh.router.status()))
+    assert list(client.request_stream("svc", "/count", {"n": 2})) == [0, 1]
+
+
+def test_a_failure_after_some_parts_is_raised_where_it_happened(mesh: Mesh) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("the third")
+
+    mesh.service(broken)
+    stream = mesh.client().request_stream("svc", "/broken")
+    assert [next(stream), next(stream)] == [1, 2]
+    with pytest.raises(ValueError, match="the third") as raised:
+        next(stream)
+    assert isinstance(raised.value, RemoteError)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_a_part_that_JSON_cannot_hold_ends_the_stream_with_a_failure(mesh: Mesh) -> None:
+    mesh.service().register_function(lambda: iter([1, object()]), "parts")
+    stream = mesh.client().request_stream("svc", "/parts")
+    assert next(stream) == 1
+    with pytest.raises(RemoteError) as raised:
+        next(stream)
+    assert raised.value.type == "NotSerializable"
+
+
+def test_a_stream_that_fails_before_its_first_part_raises(mesh: Mesh) -> None:
+    mesh.service(count)
+    client = mesh.client()
+    with pytest.raises(BadRequest) as raised:
+        next(client.request_stream("svc", "/count", {"m": 1}))
+    assert raised.value.status == 422
+    with pytest.raises(BadRequest) as raised:
+        next(client.request_stream("nobody", "/count"))
+    assert raised.value.status == 404
+
+
+def test_a_streams_timeout_runs_to_the_first_part_and_between_parts(mesh: Mesh) -> None:
+    def slow(first: float, then: float) -> Iterator[int]:
+        gevent.sleep(first)
+        yield 0
+        for i in range(1, 4):
+            gevent.sleep(then)
+            yield i
+
+    mesh.service(slow)
+    client = mesh.client()
+    with pytest.raises(DeadlineExceeded):
+        next(client.request_stream("svc", "/slow", {"first": 9, "then": 0}, timeout=0.05))
+    stream = client.request_stream("svc", "/slow", {"first": 0, "then": 9}, timeout=0.05)
+    assert next(stream) == 0
+    with pytest.raises(DeadlineExceeded):
+        next(stream)
+
+
+@pytest.mark.slow
+def test_a_stream_may_last_longer_than_its_timeout_in_all(mesh: Mesh) -> None:
+    def slow() -> Iterator[int]:
+        for i in range(5):
+            gevent.sleep(0.15)
+            yield i
+
+    mesh.service(slow)
+    assert list(mesh.client().request_stream("svc", "/slow", timeout=0.4)) == list(range(5))
+
+
+def test_a_stream_grants_half_a_window_at_a_time() -> None:
+    connection = FakeConnection()
+    stream = ResponseStream("/a")
+    stream.bind(connection, "call")  # type: ignore[arg-type]
+    for i in range(STREAM_WINDOW):
+        stream.on_reply(*part(i))
+    for _ in range(STREAM_WINDOW):
+        next(stream)
+    assert connection.granted == [STREAM_WINDOW // 2] * 2
+    stream.on_reply(*final())
+    assert list(stream) == []
+    stream.close()
+    del stream
+    gc.collect()
+    assert connection.cancelled == []
+
+
+def test_the_status_of_the_first_part_is_known_while_the_rest_comes() -> None:
+    stream = ResponseStream("/a")
+    assert stream.response is None
+    envelope, flags = encode_response(1, "made", {"X": "y"})
+    stream.on_reply(PARTIAL, 201, flags, envelope)
+    stream.on_reply(*part(2))
+    assert [next(stream), next(stream)] == [1, 2]
+    assert stream.response is not None
+    assert (stream.response.status_code, stream.response.headers) == (201, {"X": "y"})
