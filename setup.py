@@ -36,6 +36,7 @@ setup(
             "types-greenlet",
             "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
             "six",  # which majortomo needs and does not declare
+            "docutils",  # reads the documentation, as a test
         ],
     },
     entry_points={"console_scripts": ["butler-mesh = butler_mesh.cli.main:main"]},

@@ -194,7 +194,9 @@ class Application:
 
 def _calling(function: Callable[..., Any]) -> FunctionType:
     def method(self: MessageHandler, *args: Any, **kwargs: Any) -> Any:
-        return function(self.application, self.message, *args, **kwargs)
+        result = function(self.application, self.message, *args, **kwargs)
+        # Such a function has no status to set: returning nothing is no sign of unfinished work.
+        return ServiceResponse(path=self.message.path) if result is None else result
 
     method.__doc__ = function.__doc__
     return method  # type: ignore[return-value]

@@ -114,6 +114,8 @@ class ServiceMessageHandler(MessageHandler):
         self._payload: dict[str, Any] = {}
         if isinstance(message, ServiceResponse):
             self.set_status(message.status_code, message.status_msg)
+        else:
+            self.status_msg = "the handler set no status"
 
     @property
     def payload(self) -> Mapping[str, Any]:
@@ -150,7 +152,7 @@ class ServiceMessageHandler(MessageHandler):
             self.set_status(status.OK)
         return self.render(result)
 
-    def options(self) -> ServiceResponse:
+    def options(self, *args: Any, **kwargs: Any) -> ServiceResponse:
         """Describe this handler: its methods and its documentation."""
         self.set_status(status.OK)
         return self.render({"methods": self.allowed(), "doc": (type(self).__doc__ or "").strip()})

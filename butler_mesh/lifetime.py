@@ -43,6 +43,9 @@ class Lifetime:
                 # Not gevent's watchers: those wait for the hub, which a computing handler keeps busy.
                 before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
             Lifetime._running.append(self)
+        # A loop without watchers would end: whoever waits for a signal waits for something.
+        reason_to_live = get_hub().loop.async_()
+        reason_to_live.start(_nothing)
         try:
             start()
             self._stop.wait()
@@ -50,6 +53,8 @@ class Lifetime:
             try:
                 close()
             finally:
+                reason_to_live.stop()
+                reason_to_live.close()
                 if is_main:
                     Lifetime._running.remove(self)
                 for number, handler in before.items():
@@ -58,6 +63,10 @@ class Lifetime:
     def stop(self) -> None:
         """Make ``run`` close and return."""
         self._stop.set()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The documentation is true: it parses, its links and paths exist, its examples run, its bytes are the wire's."""
+"""The documentation is true: pages parse, links lead on, the example runs, the bytes are the wire's own."""
 
 from __future__ import annotations
 
@@ -241,6 +241,9 @@ def conversation() -> dict[str, list[bytes]]:
     c.sent(client)
     said["a refusal"] = c.received(client)
 
+    for job in list(instance.jobs.values()):
+        instance.reply(job, 200, b"{}", c.now)
+    c.sent(instance)
     instance.stop_intake()
     instance.goodbye()
     said["CREDIT and GOODBYE"] = c.sent(instance)
@@ -270,4 +273,3 @@ def dumped(text: str) -> list[str]:
         else:
             frames[-1] += re.match(r"(?:[0-9a-f]{2} ?)*", line)[0].replace(" ", "")  # type: ignore[index]
     return frames
-

@@ -31,6 +31,7 @@ objects = st.dictionaries(texts, json_values, max_size=3)
 bodies = json_values | st.binary() | st.lists(st.binary(), min_size=1)
 
 
+@pytest.mark.slow
 @given(
     path=texts.map(lambda text: f"/{text}"),
     method=texts,
@@ -47,6 +48,7 @@ def test_a_request_comes_out_as_it_went_in(**fields: Any) -> None:
     assert (decoded.raw_body, list(decoded.args)) == (body, args)
 
 
+@pytest.mark.slow
 @given(body=bodies, message=texts, headers=st.dictionaries(texts, texts), code=st.integers(100, 599))
 def test_a_response_comes_out_as_it_went_in(body: Any, message: str, headers: Any, code: int) -> None:
     envelope, flags = encode_response(body, message, headers)
@@ -84,6 +86,7 @@ def test_a_body_that_is_neither_bytes_nor_JSON_is_refused(body: Any) -> None:
         encode_response(body)
 
 
+@pytest.mark.slow
 @given(st.binary())
 def test_random_bytes_are_a_request_or_a_BadEnvelope(envelope: bytes) -> None:
     for flags in (0, RAW):
@@ -93,6 +96,7 @@ def test_random_bytes_are_a_request_or_a_BadEnvelope(envelope: bytes) -> None:
             assert str(error)
 
 
+@pytest.mark.slow
 @given(json_values)
 def test_any_JSON_is_a_request_or_a_BadEnvelope(value: Any) -> None:
     try:
@@ -101,6 +105,7 @@ def test_any_JSON_is_a_request_or_a_BadEnvelope(value: Any) -> None:
         assert str(error)
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {},
@@ -120,6 +125,7 @@ def test_fields_of_the_wrong_kind_are_a_BadEnvelope(head: dict[str, Any]) -> Non
     assert all(isinstance(field, dict) for field in (request.arguments, request.headers, request.kwargs))
 
 
+@pytest.mark.slow
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_a_reply_that_cannot_be_read_is_a_502(envelope: bytes) -> None:
     for flags in (0, RAW):

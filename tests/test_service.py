@@ -373,8 +373,8 @@ def test_a_bound_service_that_closes_answers_what_waits_in_its_router() -> None:
     router = service._own_router
     [bound] = router.node._sockets
     with service, Client(bound) as client:
+        assert service.wait_until_registered(5.0)
         callers = [gevent.spawn(client.request, "svc", "/nap") for _ in range(3)]
-        wait_for(lambda: not drained(router.status()))
         wait_for(lambda: router.status()["services"]["svc"]["queued"] == 2)
         service.close()
         assert [caller.get(timeout=5).status_code for caller in callers] == [200, 200, 200]
@@ -488,7 +488,7 @@ def test_close_finishes_what_runs_and_takes_nothing_new(mesh: Mesh) -> None:
     wait_for(lambda: not drained(mesh.router.status()))
     closing = gevent.spawn(service.close)
     gevent.sleep(0)
-    late = client.request_lazy("svc", "/wait", timeout=0.2)
+    late = client.request_lazy("svc", "/wait", timeout=0.05)
     gevent.sleep(0)
     assert not closing.ready()
     go.set()

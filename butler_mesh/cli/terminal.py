@@ -18,10 +18,14 @@ class Refusal(click.ClickException):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        # Now: the context is gone by the time this is shown.
+        self._command = click.get_current_context().command_path
+
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
-        name = click.get_current_context().command_path
-        click.echo(f"{name}: {' '.join(self.message.split())}", file=file, err=file is None)
+        click.echo(f"{self._command}: {' '.join(self.message.split())}", file=file, err=file is None)
 
 
 def log_level_option(command: F) -> F:

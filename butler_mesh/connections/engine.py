@@ -54,11 +54,11 @@ class MeshClient(ClientConnection):
         # Set in every turn: whatever ``close`` waits for may have come.
         self._changed = Event()
         options = {} if connect_timeout_s is None else {"connect_timeout_s": connect_timeout_s}
-        for dial in dials:
+        for port in _open(dials):
             machine = ClientProtocol(monotonic(), **options)
             pump = Pump(machine, after=_Replies(machine, self._changed), logger="butler_mesh.client")
             self._links.append((machine, pump))
-            pump.attach(dial())
+            pump.attach(port)
 
     def submit(
         self,
@@ -234,11 +234,11 @@ class MeshInstance(InstanceConnection):
     def serve(self, handler: Handler) -> None:
         self._handler = handler
         epoch = secrets.token_hex(16)
-        for dial in self._dials:
+        for port in _open(self._dials):
             machine = InstanceProtocol(monotonic(), self._identity, self._intake, epoch)
             pump = Pump(machine, after=self._after, logger="butler_mesh.service")
             self._links[machine] = pump
-            pump.attach(dial())
+            pump.attach(port)
         if self._control_endpoints:
             self._control = ControlPlane(list(zip(self._control_endpoints, self._links, strict=True)))
             self._control.start()
@@ -365,6 +365,19 @@ class MeshInstance(InstanceConnection):
     def _fail(self, delivery: MeshDelivery, code: int, message: str) -> None:
         if not delivery.job.is_over:
             delivery.reply(code, mesh.pack_failure(code, message)[2:])
+
+
+def _open(dials: Sequence[Dial]) -> list[Port]:
+    """Open all ports, or none."""
+    ports: list[Port] = []
+    try:
+        for dial in dials:
+            ports.append(dial())
+    except BaseException:
+        for port in ports:
+            port.close(0.0)
+        raise
+    return ports
 
 
 def _wait(changed: Event, is_done: Callable[[], bool], until: float) -> None:

@@ -133,4 +133,4 @@ class PipeEnd:
         """The router's side is gone."""
         self._hub = None
         if self._pump is not None:
-            self._pump.connection_lost(self)
+            self._pump.connection_lost(self, was_last=True)

@@ -162,10 +162,13 @@ class Pump:
         self.arm(now)
         self._guard(self.machine.connection_made, port.door, now)
 
-    def connection_lost(self, port: Port) -> None:
-        """A port has lost somebody."""
+    def connection_lost(self, port: Port, *, was_last: bool = False) -> None:
+        """A port has lost somebody; if that was all it had, what it still holds is read first: replies
+        that came before the connection broke are none that were lost with it."""
         now = self._clock()
         self.arm(now)
+        if was_last:
+            self._guard(self._read_out, port, now)
         self._guard(self.machine.connection_lost, port.door, now)
 
     def turn(self) -> None:
@@ -294,6 +297,10 @@ class Pump:
                     break
         return again
 
+    def _read_out(self, port: Port, now: float) -> None:
+        while port.look() and (message := port.receive()) is not None:
+            self.machine.receive(port.door, *message, now)
+
     def _send(self, outbox: Outbox) -> None:
         port = self._ports.get(outbox.door)
         if port is None:
@@ -307,6 +314,9 @@ class Pump:
             if sent is Sent.YES:
                 outbox.sent()
             elif sent is Sent.FULL:
+                if outbox.is_parting:
+                    outbox.drop()
+                    return
                 self._congested.add(outbox)
                 return
             else:

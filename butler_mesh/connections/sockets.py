@@ -19,9 +19,10 @@ from zmq.backend import Socket as Backend
 from zmq.utils.monitor import parse_monitor_message
 
 from butler_mesh.addresses import ipc_path
+from butler_mesh.clock import monotonic
 from butler_mesh.connections.pump import Pump, Sent
 from butler_mesh.errors import AddressError, AddressInUse
-from butler_mesh.protocol.liveness import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S
+from butler_mesh.protocol.liveness import DEAD_AFTER_S
 from butler_mesh.protocol.mesh import ATTACH_OVER, MAX_BODY_BYTES, Frame
 from butler_mesh.protocol.outbox import Message
 
@@ -30,14 +31,17 @@ HIGH_WATER_MARK = 64
 MAX_FRAMES = 1024
 """Frames of one message that are kept; the rest is drained and the message dropped."""
 HALF_OPEN_S = 3.0
-"""Silence of a router's libzmq after which its connection is given up; that thread needs no GIL."""
+"""How long a router's kernel may leave what was sent unacknowledged: heartbeats are always on the way, so
+a host that is gone is noticed. A process that is stopped is not; its silence is the machine's to judge."""
 RECONNECT_S = (0.1, 1.0)
+UNBIND_S = 0.25
+"""How long a stop waits for libzmq's thread to stop listening: it takes well under a millisecond."""
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
-_WATCHED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+_WATCHED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
 
 _NO_FRAMES: list[Frame] = []
 
@@ -127,6 +131,7 @@ class SocketPort:
 
     def close(self, linger_s: float) -> None:
         self.abandon()
+        self._unbind()
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(int(linger_s * 1000))
@@ -139,6 +144,20 @@ class SocketPort:
             watcher.stop()
             watcher.close()
         self._watchers.clear()
+
+    def _unbind(self) -> None:
+        """Stop listening, and wait until that has happened: libzmq does it in its own thread, and the
+        next to bind would find its port in use, or have its ipc file unlinked by us."""
+        endpoint = self.endpoint
+        if not (self._is_router and endpoint):
+            return
+        with suppress(zmq.ZMQError):
+            self._socket.unbind(endpoint)
+            until = monotonic() + UNBIND_S
+            while self._monitor.poll(max(0, int((until - monotonic()) * 1000))):
+                event = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))["event"]
+                if event == zmq.EVENT_CLOSED:
+                    return
 
     def _wake(self) -> None:
         self.is_ready = True
@@ -176,7 +195,7 @@ class SocketPort:
             except zmq.Again:
                 return
             if event == zmq.EVENT_DISCONNECTED:
-                pump.connection_lost(self)
+                pump.connection_lost(self, was_last=not self._is_router)
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 pump.connection_made(self)
 
@@ -190,7 +209,7 @@ def listen(endpoint: str, door: object, *, max_body_bytes: int = MAX_BODY_BYTES)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     # An instance that is stopped stays connected until the control plane gives it up; a shorter
     # time-out here would make *blocked* the same as *dead*.
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(DEAD_AFTER_S * 1000))
+    socket.setsockopt(zmq.TCP_MAXRT, int(DEAD_AFTER_S * 1000))
     # The hard net behind 413: a batch of inline records, or one attachment, and room for its head.
     socket.setsockopt(zmq.MAXMSGSIZE, max_body_bytes + 2 * ATTACH_OVER)
     port = SocketPort(socket, door, lock)
@@ -210,7 +229,7 @@ def dial(endpoint: str) -> SocketPort:
     _set_common(socket, endpoint)
     # Without it a send while the router is down succeeds, and arrives, stale, after its restart.
     socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(HALF_OPEN_S * 1000))
+    socket.setsockopt(zmq.TCP_MAXRT, int(HALF_OPEN_S * 1000))
     socket.setsockopt(zmq.RECONNECT_IVL, int(RECONNECT_S[0] * 1000))
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(RECONNECT_S[1] * 1000))
     port = SocketPort(socket, None)
@@ -223,12 +242,14 @@ def dial(endpoint: str) -> SocketPort:
 
 
 def _set_common(socket: zmq.Socket[Any], endpoint: str) -> None:
+    # No ZMQ_HEARTBEAT_IVL. A pipe at its high-water mark is not read, so PINGs and PONGs are not seen and
+    # a busy peer is cut off; and if the peer is reset meanwhile, the next one aborts the whole process
+    # ("Assertion failed: !_io_error", libzmq 4.3.5). The mesh's own heartbeats and TCP_MAXRT see to it.
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.LINGER, 0)
     # Only where asked for: with it, 127.0.0.1 would read back as [::ffff:127.0.0.1].
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_INTERVAL_S * 1000))
 
 
 def _lock(path: str, endpoint: str) -> IO[bytes]:

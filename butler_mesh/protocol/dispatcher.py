@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from butler_mesh import status
 from butler_mesh.counters import Counters
 from butler_mesh.protocol import mesh
+from butler_mesh.protocol.directory import ABSENT_GRACE_S, REGISTER_GRACE_S, Directory
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, PARTIAL, STREAM, Record
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
@@ -24,12 +25,8 @@ from butler_mesh.protocol.wheel import NEVER, Wheel
 
 QUEUE_PER_SERVICE = 1000
 """Requests that may wait for one service: at 30 000 calls/s, a thirtieth of a second's work."""
-REGISTER_GRACE_S = 3.0
-"""How long after its start a router takes an unknown service for one that is about to register."""
-ABSENT_GRACE_S = 60.0
-"""How long requests for a service may wait after its last instance left: a deploy, not a typo."""
-MAX_POOLS = 10_000
-"""Services, known or asked for: names that clients make up must not grow the table without end."""
+MAX_QUEUED_BYTES = 256 * 1024 * 1024
+"""What all queued requests together may hold: a thousand of the largest bodies would be 16 GiB."""
 RETRY_AFTER_S = 1.0
 
 Introspect = Callable[[ClientPeer, int, bytes, bytes], None]
@@ -51,19 +48,16 @@ class Dispatcher:
         absent_grace_s: float = ABSENT_GRACE_S,
         max_body_bytes: int = mesh.MAX_BODY_BYTES,
     ) -> None:
-        self.pools: dict[bytes, ServicePool] = {}
-        # Whole-segment path prefix -> the one service that owns it.
-        self.prefixes: dict[bytes, ServicePool] = {}
-        # No target is searched beyond it: one of 64 KiB of slashes would cost half a second.
-        self._longest_prefix = 0
+        self.directory = Directory(now, register_grace_s=register_grace_s, absent_grace_s=absent_grace_s)
+        self.pools = self.directory.pools
         self.wheel: Wheel[Call] = Wheel()
         self.counters = counters
         self.queue_limit = queue_limit
-        self.absent_grace_s = absent_grace_s
         self.max_body_bytes = max_body_bytes
         # Answers requests to the router itself (MMI): client, id, target, envelope.
         self._introspect = introspect
-        self._grace_until = now + register_grace_s
+        # What all queued requests hold together.
+        self.queued_bytes = 0
         # Set when the router is about to stop: what has come is finished, nothing new is taken.
         self.is_draining = False
         self._token = first_token
@@ -119,19 +113,25 @@ class Dispatcher:
             self.counters.add("refused.draining")
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the router stops", RETRY_AFTER_S))
             return
-        pool = self.find(target)
-        if pool is None or not (pool.instances or must_queue or self._is_expected(pool, now)):
+        directory = self.directory
+        pool = directory.find(target)
+        if pool is None or not (pool.instances or must_queue or directory.is_expected(pool, now)):
             pool = self._imagine(client, id_, target, now, must_queue=must_queue)
             if pool is None:
                 return
-        if len(pool.queue) >= self.queue_limit:
-            self.counters.add("refused.queue_full")
-            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S))
-            return
         if deadline <= now:
             self.counters.add("expired.on_arrival")
             client.refuse(id_, mesh.pack_failure(status.DEADLINE_PASSED, "deadline passed on the way"))
             return
+        if len(pool.queue) >= self.queue_limit or self.queued_bytes > MAX_QUEUED_BYTES:
+            self.counters.add("refused.queue_full")
+            # One client that floods must not cost the others their place.
+            other = pool.queue.surplus(client)
+            if other is None or self.queued_bytes > MAX_QUEUED_BYTES:
+                client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S))
+                return
+            self._unqueue(other)
+            self._fail(other, status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S)
         call = Call(client, id_, flags, deadline, payload, envelope, pool)
         if deadline != NEVER:
             call.slot = self.wheel.add(call, deadline)
@@ -139,11 +139,7 @@ class Dispatcher:
                 call.patience_s = deadline - now
         if not flags & ONE_WAY:
             client.calls[id_] = call
-        pool.queue.push(client, call)
-        call.is_queued = True
-        if not pool.is_due:
-            pool.is_due = True
-            self._due.append(pool)
+        self._enqueue(call)
 
     def cancel(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a CANCEL: the client has given up and wants no answer."""
@@ -210,6 +206,10 @@ class Dispatcher:
         client = call.client
         if client is None:
             return
+        if flags & mesh.CRITICAL:
+            self._fail(call, status.INSTANCE_LOST, "the reply has a flag this router does not know")
+            instance.cancel(token)
+            return
         if not call.flags & STREAM:
             self.counters.add("refused.partial")
             self._fail(call, status.SERVER_ERROR, "the handler streamed to a request that takes one reply")
@@ -244,21 +244,14 @@ class Dispatcher:
 
     def enlist(self, instance: InstancePeer, name: bytes, paths: list[bytes], now: float) -> str:
         """Put an instance into the pool of its service; return why not, or ''."""
-        key = name or b" ".join(sorted(paths))
-        for path in paths:
-            owner = self.prefixes.get(path)
-            if owner is not None and owner.name != key and owner.instances:
-                return f"path {path.decode('utf-8', 'replace')} belongs to another service"
-        pool = self.pools.get(key)
-        if pool is None:
-            pool = self.pools[key] = ServicePool(key, now)
+        taken = self.directory.owner(name, paths)
+        if taken is not None:
+            return f"path {taken.decode('utf-8', 'replace')} belongs to another service"
+        pool = instance.pool = self.directory.claim(name, paths, now)
         pool.instances.add(instance)
-        pool.paths.update(paths)
-        for path in paths:
-            self.prefixes[path] = pool
-            self._longest_prefix = max(self._longest_prefix, len(path))
-        instance.pool = pool
-        self._adopt(pool)
+        for call in self.directory.inherit(pool):
+            if call.client is not None:
+                pool.queue.push(call.client, call)
         self._rotate_in(instance)
         return ""
 
@@ -316,6 +309,7 @@ class Dispatcher:
                     continue
                 call = queue.pop()
                 call.is_queued = False
+                self.queued_bytes -= call.size
                 if call.deadline <= now:
                     self._expire(call)
                     continue
@@ -344,12 +338,7 @@ class Dispatcher:
             if instance.outbox.pending_bytes <= MAX_OUTBOX_BYTES // 2:
                 self._congested.discard(instance)
                 self._rotate_in(instance)
-        for name, pool in list(self.pools.items()):
-            if not pool.instances and not len(pool.queue) and not self._is_expected(pool, now):
-                del self.pools[name]
-                for path in pool.paths:
-                    if self.prefixes.get(path) is pool:
-                        del self.prefixes[path]
+        self.directory.tidy(now)
 
     def has_work(self) -> bool:
         """Tell whether somebody waits for a reply that may yet come."""
@@ -359,58 +348,43 @@ class Dispatcher:
             if pool.instances
         )
 
-    def find(self, target: bytes) -> ServicePool | None:
-        """Return the pool for a service name, or for a path by its longest registered prefix."""
-        pool = self.pools.get(target)
-        if pool is not None or target[:1] != b"/":
-            return pool
-        head = target
-        if len(head) > self._longest_prefix:
-            head = head[: self._longest_prefix + 1].rpartition(b"/")[0]
-        while head:
-            pool = self.prefixes.get(head)
-            if pool is not None:
-                return pool
-            head = head.rpartition(b"/")[0]
-        return self.prefixes.get(b"/")
-
     # --- within -------------------------------------------------------------------------------
-
-    def _is_expected(self, pool: ServicePool, now: float) -> bool:
-        return now < self._grace_until or now - pool.left_at < self.absent_grace_s
 
     def _imagine(
         self, client: ClientPeer, id_: int, target: bytes, now: float, *, must_queue: bool
     ) -> ServicePool | None:
         """Return a pool for a service nobody has registered yet, or refuse the request."""
-        if not must_queue and now >= self._grace_until:
+        if not must_queue and now >= self.directory.grace_until:
             self.counters.add("refused.not_found")
             what = "path" if target[:1] == b"/" else "service"
             text = f"no such {what}: {target[:255].decode('utf-8', 'replace')}"
             client.refuse(id_, mesh.pack_failure(status.NOT_FOUND, text))
             return None
-        if len(self.pools) >= MAX_POOLS:
+        pool = self.directory.imagine(target, now)
+        if pool is None:
             self.counters.add("refused.too_many_services")
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "too many services", RETRY_AFTER_S))
-            return None
-        # Asked for, never seen: it may be forgotten as soon as the grace is over and nobody waits.
-        pool = self.pools[target] = ServicePool(target, now - self.absent_grace_s)
         return pool
 
-    def _adopt(self, pool: ServicePool) -> None:
-        """Give a new owner the requests that came for its paths before it did."""
-        for name, other in list(self.pools.items()):
-            if other is pool or other.instances or name[:1] != b"/":
-                continue
-            del self.pools[name]
-            if self.find(name) is not pool:
-                self.pools[name] = other
-                continue
-            for call in list(other.queue):
-                call.pool = pool
-                if call.client is not None:
-                    pool.queue.push(call.client, call)
-        self._mark_due(pool)
+    def _enqueue(self, call: Call, *, front: bool = False) -> None:
+        client, pool = call.client, call.pool
+        if client is None:
+            return
+        if front:
+            pool.queue.push_front(client, call)
+        else:
+            pool.queue.push(client, call)
+        call.is_queued = True
+        self.queued_bytes += call.size
+        if not pool.is_due:
+            pool.is_due = True
+            self._due.append(pool)
+
+    def _unqueue(self, call: Call) -> None:
+        if call.is_queued and call.client is not None:
+            call.pool.queue.discard(call.client, call)
+            call.is_queued = False
+            self.queued_bytes -= call.size
 
     def _mark_due(self, pool: ServicePool) -> None:
         if len(pool.queue) and not pool.is_due:
@@ -464,20 +438,14 @@ class Dispatcher:
 
     def _abandon(self, call: Call) -> None:
         """Nobody waits any more: out of the queue, or word to the instance that has it."""
-        client = call.client
-        if call.is_queued and client is not None:
-            call.pool.queue.discard(client, call)
-            call.is_queued = False
+        self._unqueue(call)
         self._settle(call)
         if call.instance is not None and call.token in call.instance.calls:
             call.instance.cancel(call.token)
 
     def _expire(self, call: Call) -> None:
         was_queued = call.instance is None
-        client = call.client
-        if call.is_queued and client is not None:
-            call.pool.queue.discard(client, call)
-            call.is_queued = False
+        self._unqueue(call)
         self.counters.add("expired")
         if was_queued and not call.pool.instances:
             self._fail(call, status.UNAVAILABLE, "no instance of the service is registered", RETRY_AFTER_S)
@@ -488,8 +456,4 @@ class Dispatcher:
 
     def _requeue(self, call: Call) -> None:
         call.instance = None
-        client = call.client
-        if client is not None:
-            call.pool.queue.push_front(client, call)
-            call.is_queued = True
-            self._mark_due(call.pool)
+        self._enqueue(call, front=True)

@@ -232,6 +232,7 @@ class InstanceProtocol(Member):
     def _ready(self, record: Record, sent_at: float, now: float) -> None:
         if self.phase is Phase.PRESENT:
             self.is_registered = True
+            self.conflicts = 0
             self.top_up()  # handlers that ended since our READY
             self.notes.append(f"registered as {self.identity.wid} at router {self.router_id}")
 

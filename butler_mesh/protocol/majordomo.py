@@ -219,7 +219,7 @@ class Majordomo:
             elif command != mdp.DISCONNECT:
                 # It outlived its registration, or never had one: it must begin a new conversation.
                 self._counters.add("dropped.unregistered")
-                Outbox(self._dirty, door, routing_id).put(message.dialect.disconnect())
+                self._send_away(door, routing_id, message.dialect)
             return
         worker.heard_at = now
         if command == mdp.HEARTBEAT:
@@ -236,15 +236,18 @@ class Majordomo:
         self._dispatcher.lose(worker, now)
 
     def _ready(self, door: Door, routing_id: bytes, message: mdp.WorkerCommand, now: float) -> None:
-        outbox = Outbox(self._dirty, door, routing_id)
         name = bytes(message.rest[0]) if len(message.rest) == 1 else b""
         if not self._accepts_workers or not name or len(name) > 255 or name.startswith((b"mmi.", b"/")):
             self._counters.add("refused.ready")
-            outbox.put(message.dialect.disconnect())
+            self._send_away(door, routing_id, message.dialect)
             return
+        outbox = Outbox(self._dirty, door, routing_id)
         worker = ForeignWorker(door, outbox, now, message.dialect, self._patience_s)
         door.peers[routing_id] = worker
         self._dispatcher.enlist(worker, name, [], now)
+
+    def _send_away(self, door: Door, routing_id: bytes, dialect: mdp.Dialect) -> None:
+        Outbox(self._dirty, door, routing_id, is_parting=True).put(dialect.disconnect())
 
     def _reply(self, worker: ForeignWorker, command: str, rest: Sequence[Frame], now: float) -> None:
         address = bytes(rest[0])

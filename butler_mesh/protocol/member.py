@@ -16,6 +16,8 @@ from butler_mesh.protocol.outbox import Outbox
 
 GREET_AGAIN_S = 1.0
 """Pause before HELLO is said again to a router that was silent, or did not want us."""
+GREET_AT_LAST_S = 30.0
+"""The longest such pause, reached by doubling: what a router refuses it mostly goes on refusing."""
 
 
 class Phase(enum.Enum):
@@ -51,6 +53,8 @@ class Member:
         self._transit = Transit()
         self._beat_at = now + HEARTBEAT_INTERVAL_S
         self._greet_at = 0.0
+        # How often in a row a router did not want us as what we said we are.
+        self.conflicts = 0
         self._is_connected = False
         self.acts: dict[int, Act] = {
             mesh.WELCOME: self._welcome,
@@ -167,6 +171,7 @@ class Member:
         self.phase = Phase.ABSENT
         self._greet_at = now + GREET_AGAIN_S
         if was_present:
+            self.notes.append(f"lost router {self.router_id}: {reason}")
             self.on_absence(now, reason)
 
     def _welcome(self, record: Record, sent_at: float, now: float) -> None:
@@ -191,7 +196,11 @@ class Member:
         elif code == status.UNAUTHORIZED and self.phase is Phase.GREETING:
             pass  # meant for what we sent over the previous connection; our HELLO is on its way
         elif code != status.OK:
-            self.notes.append(f"sent away by the router: {code} {reason}")
-            self._leave(now, reason)
+            if self.phase is not Phase.PRESENT:
+                self.notes.append(f"refused by the router: {code} {reason}")
+            self._leave(now, f"sent away, {code} {reason}")
             if code == status.UNAUTHORIZED:
                 self._greet(now)
+            elif code == status.CONFLICT:
+                self._greet_at = now + min(GREET_AT_LAST_S, GREET_AGAIN_S * 2**self.conflicts)
+                self.conflicts += 1

@@ -36,15 +36,20 @@ class Outbox:
         "door",
         "has_waited",
         "is_dirty",
+        "is_parting",
         "messages",
         "pending_bytes",
         "routing_id",
     )
 
-    def __init__(self, dirty: list[Outbox], door: object = None, routing_id: bytes = b"") -> None:
+    def __init__(
+        self, dirty: list[Outbox], door: object = None, routing_id: bytes = b"", *, is_parting: bool = False
+    ) -> None:
         # The pump's way back: which of its ports, and whom behind it (b'' where there is just one).
         self.door = door
         self.routing_id = routing_id
+        # A last word to a stranger: not worth keeping for one who does not read.
+        self.is_parting = is_parting
         # Everything unsent, attachments included: what the bound is measured against.
         self.pending_bytes = 0
         # Sealed messages with their size, oldest first. The pump pops what the socket has taken.

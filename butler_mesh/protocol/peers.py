@@ -166,6 +166,7 @@ class Call:
         "patience_s",
         "payload",
         "pool",
+        "size",
         "slot",
         "token",
         "was_dispatched_again",
@@ -190,6 +191,7 @@ class Call:
         # Kept until the FINAL: a RETURN or a lost instance may send it out again.
         self.payload = payload
         self.envelope = envelope
+        self.size = len(payload) if envelope is None else len(payload) + len(envelope)
         self.pool = pool
         self.token = 0
         self.instance: InstancePeer | None = None

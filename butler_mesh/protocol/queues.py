@@ -60,6 +60,16 @@ class FairQueue(Generic[C, T]):
         self._size -= 1
         return True
 
+    def surplus(self, client: C) -> T | None:
+        """Return the entry that is to give way for one more of this client's where there is no room: the
+        newest of whoever has the most. None when the client would then have more than they."""
+        own = self._by_client.get(client)
+        mine = 0 if own is None else len(own)
+        if mine * (len(self._by_client) + (own is None)) >= self._size:
+            return None  # it has an equal share or more; a flood is to be told so without a search
+        most = max(self._by_client.values(), key=len)
+        return next(reversed(most)) if len(most) > mine + 1 else None
+
     def __len__(self) -> int:
         return self._size
 

@@ -15,12 +15,8 @@ from butler_mesh import codec, status
 from butler_mesh.counters import Counters
 from butler_mesh.errors import ProtocolError
 from butler_mesh.protocol import mesh
-from butler_mesh.protocol.dispatcher import (
-    ABSENT_GRACE_S,
-    QUEUE_PER_SERVICE,
-    REGISTER_GRACE_S,
-    Dispatcher,
-)
+from butler_mesh.protocol.directory import ABSENT_GRACE_S, REGISTER_GRACE_S
+from butler_mesh.protocol.dispatcher import QUEUE_PER_SERVICE, Dispatcher
 from butler_mesh.protocol.liveness import HEARTBEAT_INTERVAL_S, State
 from butler_mesh.protocol.majordomo import FOREIGN_DEADLINE_S, Majordomo
 from butler_mesh.protocol.mesh import Frame, Record
@@ -42,6 +38,8 @@ STALL_S = 1.0
 PROBE_AGAIN_S = 0.010
 """libzmq tells that somebody left a little before it lets go of the routing id."""
 MAX_PATHS = 1000
+MAX_STRANGERS = 1000
+"""Peers of unknown dialect that get a line in the log; more are only counted."""
 
 Act = Callable[[Any, Record, float, float], None]
 
@@ -98,6 +96,8 @@ class RouterProtocol:
         self._nonces: dict[InstancePeer, str] = {}
         self._started_at = now
         self._now = now
+        # Who has sent what nobody here can read: one line in the log for each of them.
+        self._strangers: set[bytes] = set()
         self._ticked_at = now
         self._judge_at = now + JUDGE_INTERVAL_S
         self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
@@ -139,8 +139,9 @@ class RouterProtocol:
         if not mesh.is_mesh(frame):
             if not self._majordomo.receive(door, routing_id, [frame, *rest], now):
                 self.counters.add("dropped.unknown_dialect")
-                if self.counters["dropped.unknown_dialect"] == 1:
-                    self.notes.append(f"unknown-dialect on {door.name}: {frame[:16]!r}; further ones counted")
+                if routing_id not in self._strangers and len(self._strangers) < MAX_STRANGERS:
+                    self._strangers.add(routing_id)
+                    self.notes.append(f"unknown-dialect on {door.name}: {frame[:16]!r}")
             return
         try:
             stamp_ms, records = mesh.parse(frame, rest)
@@ -175,8 +176,10 @@ class RouterProtocol:
                 continue
             try:
                 act(peer, record, sent_at, now)
-            except ProtocolError:
+            except ProtocolError as error:
                 self.counters.add("dropped.malformed_record")
+                if record.kind == mesh.REQUEST and isinstance(peer, ClientPeer):
+                    peer.refuse(record.id, mesh.pack_failure(status.BAD_REQUEST, str(error)))
             except Exception as error:  # a bug here must not cost the other peers their router
                 self.counters.add("faults")
                 self.notes.append(f"fault in {mesh.KIND_NAMES[record.kind]}: {error!r}")
@@ -454,7 +457,7 @@ class RouterProtocol:
             peer.instance.pulse.has_control = False
 
     def _send_away(self, door: Door, routing_id: bytes, code: int, reason: str) -> None:
-        outbox = Outbox(self.dirty, door, routing_id)
+        outbox = Outbox(self.dirty, door, routing_id, is_parting=True)
         outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(code, reason))
 
 

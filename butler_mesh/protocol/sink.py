@@ -15,6 +15,7 @@ from butler_mesh.protocol.mesh import Frame
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES, Outbox
 from butler_mesh.protocol.peers import Door, Peer
 
+SOURCE = "source"
 MAX_EVENTS = 10_000
 """Events that may wait for their reader, and at a source for its sink; further ones are counted."""
 
@@ -33,22 +34,26 @@ class SinkProtocol:
 
     def receive(self, door: Door, routing_id: bytes, frame: bytes, rest: Sequence[Frame], now: float) -> None:
         """Act on one message."""
+        peers = self.door.peers
+        peer = peers.get(routing_id)
         try:
             _, records = mesh.parse(frame, rest)
+        except mesh.UnsupportedVersion as error:
+            self._send_away(routing_id, status.NOT_IMPLEMENTED, f"{error}; this sink speaks 1")
+            return
         except ProtocolError:
             self.counters.add("dropped.malformed")
             return
-        peers = self.door.peers
-        peer = peers.get(routing_id)
         for record in records:
             if record.kind == mesh.HELLO:
+                if not _is_source(record.payload):
+                    self._send_away(routing_id, status.FORBIDDEN, "a sink takes sources only")
+                    return
                 outbox = Outbox(self.dirty, self.door, routing_id)
-                peer = peers[routing_id] = Peer(self.door, outbox, "source", now)
+                peer = peers[routing_id] = Peer(self.door, outbox, SOURCE, now)
                 peer.outbox.add(mesh.WELCOME, payload=codec.dumps({"version": mesh.VERSION}))
             elif peer is None:
-                self.counters.add("refused.no_hello")
-                away = Outbox(self.dirty, self.door, routing_id)
-                away.add(mesh.GOODBYE, payload=mesh.pack_reason(status.UNAUTHORIZED, "HELLO first"))
+                self._send_away(routing_id, status.UNAUTHORIZED, "HELLO first")
                 return
             elif record.kind == mesh.EVENT:
                 if len(self.events) < MAX_EVENTS:
@@ -56,7 +61,7 @@ class SinkProtocol:
                 else:
                     self.counters.add("dropped.full")
             elif record.kind == mesh.GOODBYE:
-                peer.outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(status.OK, ""))
+                peer.dismiss(status.OK, "")
                 peers.pop(routing_id, None)
                 return
         if peer is not None:
@@ -90,11 +95,24 @@ class SinkProtocol:
         """Nobody is there any more."""
         self.door.peers.pop(outbox.routing_id, None)
 
+    def _send_away(self, routing_id: bytes, code: int, reason: str) -> None:
+        self.counters.add("refused.stranger")
+        Peer(self.door, Outbox(self.dirty, self.door, routing_id, is_parting=True), "", 0.0).dismiss(
+            code, reason
+        )
+
+
+def _is_source(hello: bytes) -> bool:
+    try:
+        return mesh.split_object(hello).get("role") == SOURCE
+    except ProtocolError:
+        return False
+
 
 class SourceProtocol(Member):
     """Sends events; keeps those of the time without a sink, as far as the bounds go."""
 
-    role = "source"
+    role = SOURCE
 
     def __init__(self, now: float) -> None:
         super().__init__(now)

@@ -12,8 +12,11 @@ from typing import Any
 import gevent
 from gevent.pool import Pool
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
+from greenlet import GreenletExit
 
+from butler_mesh import status
 from butler_mesh.clock import monotonic
+from butler_mesh.errors import Stopped
 
 _log = logging.getLogger("butler_mesh.web")
 
@@ -73,8 +76,11 @@ class Handler(WSGIHandler):
 
     def end_idling(self) -> None:
         """Make ``read_requestline`` return; a request that has arrived by now is answered all the same."""
+        # On the bare descriptor: gevent's own shutdown() would make a waiting reader fail at once.
+        bare = stdlib_socket.socket(fileno=self.socket.fileno())
         with suppress(OSError):  # the client was faster
-            self.socket.shutdown(stdlib_socket.SHUT_RD)
+            bare.shutdown(stdlib_socket.SHUT_RD)
+        bare.detach()
 
     def read_request(self, raw_requestline: str) -> Any:
         """Read the head; ValueError (400) for one that two parties could read in two ways."""
@@ -100,11 +106,11 @@ class Handler(WSGIHandler):
         environ["wsgi.input_terminated"] = True
         return environ
 
-    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+    def start_response(self, line: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Begin the response; the last one of a connection says that it is."""
         if self.server.is_draining and not any(name.lower() == "connection" for name, _ in headers):
             headers = [*headers, ("Connection", "close")]
-        return super().start_response(status, headers, exc_info)
+        return super().start_response(line, headers, exc_info)
 
     def handle_one_response(self) -> None:
         """Answer; then close the connection unless it is clean and may have another request."""
@@ -127,8 +133,8 @@ class Handler(WSGIHandler):
     def log_request(self) -> None:
         """Log one line for each request. Its query is left out: it may hold secrets."""
         what = " ".join((self.requestline or "").partition("?")[0].split()[:2])
-        status = self.status.decode() if isinstance(self.status, bytes) else (self.status or "-")
-        code = "lost" if status.startswith("socket error") else status[:3]
+        line = self.status.decode() if isinstance(self.status, bytes) else (self.status or "-")
+        code = "lost" if line.startswith("socket error") else line[:3]
         _log.info("request %.200r %s %.1f ms", what, code, (self.time_finish - self.time_start) * 1000)
 
     def log_error(self, msg: str, *args: Any) -> None:
@@ -139,6 +145,10 @@ class Handler(WSGIHandler):
 def _patience() -> gevent.Timeout:
     """Bound a head as a whole: the socket's own time-out begins anew with each byte."""
     return gevent.Timeout(SOCKET_TIMEOUT_S, TimeoutError("timed out"))
+
+
+class ServerStops(Stopped, GreenletExit):
+    """Ends a connection: answered with 503 where a handler is at work, and silent where none is."""
 
 
 class Connections(Pool):
@@ -154,15 +164,19 @@ class Connections(Pool):
 
 
 class Server(WSGIServer):
-    """Serves a WSGI application on a listening socket."""
+    """Serves a WSGI application on a listening socket; ``host`` is the environ's SERVER_NAME."""
 
     handler_class = Handler
 
-    def __init__(self, listener: Any, application: Any) -> None:
+    def __init__(self, listener: Any, application: Any, host: str) -> None:
         self.idle: set[Handler] = set()
         self.is_draining = False
         self.connections = Connections(MAX_CONNECTIONS)
-        super().__init__(listener, application, spawn=self.connections, log=None, error_log=_log)
+        # Given, for gevent would look the name up: without a network that takes seconds.
+        environ = {"SERVER_NAME": host}
+        super().__init__(
+            listener, application, spawn=self.connections, log=None, error_log=_log, environ=environ
+        )
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one connection."""
@@ -178,4 +192,4 @@ class Server(WSGIServer):
         self.connections.join(timeout=grace_s)
         if self.connections:
             _log.warning("drain-incomplete %d requests after %.1f s", len(self.connections), grace_s)
-        self.connections.kill(timeout=1.0)
+        self.connections.kill(ServerStops(status.UNAVAILABLE, "the server stops"), timeout=1.0)

@@ -51,12 +51,11 @@ class Jinja2Rendering(WebMessageHandler):
         """Return the page for an error: ``error.html`` with ``code``, ``reason`` and ``message``."""
         try:
             template = self.application.template_env.get_template(ERROR_TEMPLATE)
-        except (UsageError, TemplateNotFound):  # no templates at all, or not this one
-            return super().render_error(code, message)
-        try:
             page = template.render(code=code, reason=status.reason(code), message=message)
-        except Exception:
-            _log.exception("error-template-failed %s", ERROR_TEMPLATE)
+        except Exception as error:
+            is_absent = isinstance(error, TemplateNotFound) and error.name == ERROR_TEMPLATE
+            if not is_absent and not isinstance(error, UsageError):  # no templates at all, or not this one
+                _log.exception("error-template-failed %s", ERROR_TEMPLATE)
             return super().render_error(code, message)
         self.set_status(code, message)
         self.set_body(page)

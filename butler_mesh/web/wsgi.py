@@ -116,7 +116,7 @@ class WSGIConnection:
         if self._server is not None:
             raise UsageError(f"{self.url} is being served already")
         app = wsgi_app(application, timeout_s=self._timeout_s, max_body_bytes=self._max_body_bytes)
-        self._server = Server(self._listen(), app)
+        self._server = Server(self._listen(), app, self.host)
         self._server.start()
         _log.info("listening on %s", self.url)
 

@@ -25,8 +25,17 @@ from butler_mesh.calls import Waiter
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import ClientConnection, Delivery, Handler, InstanceConnection
 from butler_mesh.errors import Closed, Stopped
-from butler_mesh.protocol.mesh import FINAL, IDEMPOTENT, MAX_BODY_BYTES, ONE_WAY, PARTIAL, RAW, STREAM
-from butler_mesh.protocol.mesh import pack_raw, split_raw
+from butler_mesh.protocol.mesh import (
+    FINAL,
+    IDEMPOTENT,
+    MAX_BODY_BYTES,
+    ONE_WAY,
+    PARTIAL,
+    RAW,
+    STREAM,
+    pack_raw,
+    split_raw,
+)
 from butler_mesh.protocol.wheel import NEVER
 from tests.waiting import wait_for
 

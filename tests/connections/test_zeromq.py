@@ -26,7 +26,7 @@ class TestZeroMQ(Contract):
     pass
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:0x", "tcp://127.0.0.1", "ipc://", "http://a:1"])
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1", "ipc://", "http://a:1"])
 def test_an_endpoint_that_cannot_be_is_an_address_error_and_leaves_nothing_open(endpoint: str) -> None:
     with pytest.raises(AddressError):
         zeromq.client(["tcp://127.0.0.1:5555", endpoint])

@@ -115,6 +115,17 @@ def test_the_401_to_what_was_sent_before_HELLO_does_not_disturb_the_greeting() -
     assert caller.machine.phase is Phase.PRESENT
 
 
+def test_a_new_connection_without_word_of_the_loss_of_the_old_one_is_a_loss_all_the_same() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker()
+    running, again = caller.ask("svc"), caller.ask("svc", flags=IDEMPOTENT)
+    net.drop(caller, is_noticed=False)
+    net.connect(caller)
+    assert (running.code, again.code) == (502, None)
+    worker.reply(worker.jobs[-1])
+    assert again.code == 200
+
+
 @pytest.mark.parametrize("payload", [b"", b"[]", b"{", b'{"nonce":"\\ud800"}', b"\xff"])
 def test_a_WELCOME_that_is_no_JSON_object_is_counted_and_does_not_welcome(payload: bytes) -> None:
     caller = Caller(Net())
@@ -595,6 +606,7 @@ def test_a_client_that_was_stopped_itself_does_not_blame_the_router() -> None:
 # --- anything at all ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(records, st.sampled_from([0.0, 0.0, 0.0, 0.7, 20.0])), max_size=25))
 def test_nothing_a_router_sends_raises_or_is_a_fault(conversation: list[tuple[Any, float]]) -> None:
     now = 1000.0

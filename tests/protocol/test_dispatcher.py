@@ -6,8 +6,9 @@ from time import perf_counter
 
 import pytest
 
-from butler_mesh.protocol import mesh
-from butler_mesh.protocol.dispatcher import ABSENT_GRACE_S, MAX_POOLS, RETRY_AFTER_S
+from butler_mesh.protocol import dispatcher, mesh
+from butler_mesh.protocol.directory import ABSENT_GRACE_S, MAX_POOLS
+from butler_mesh.protocol.dispatcher import RETRY_AFTER_S
 from butler_mesh.protocol.instance import Sign
 from butler_mesh.protocol.mesh import ATTACH_OVER, IDEMPOTENT, ONE_WAY, STREAM, UNBOUNDED_WINDOW
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
@@ -86,7 +87,7 @@ def test_a_target_of_nothing_but_slashes_costs_no_time() -> None:
     net = Net(register_grace_s=0.0)
     net.worker("svc", paths=["/a/b"])
     began = perf_counter()
-    assert net.router.dispatcher.find(b"/" * 65_535) is None
+    assert net.router.dispatcher.directory.find(b"/" * 65_535) is None
     assert perf_counter() - began < 0.1
 
 
@@ -324,6 +325,7 @@ def test_an_unknown_service_is_404_once_the_router_has_been_up_for_the_grace() -
 def test_after_its_last_instance_left_requests_wait_for_the_next_for_a_minute_and_then_are_404() -> None:
     net = Net(register_grace_s=0.0)
     caller, worker = net.caller(), net.worker(paths=["/svc"])
+    net.advance(ABSENT_GRACE_S)
     net.kill(worker)
     calls = [caller.ask("svc"), caller.ask("/svc/x")]
     net.advance(20.0)
@@ -347,7 +349,7 @@ def test_services_that_are_long_gone_or_never_came_are_forgotten() -> None:
     assert asked.finals
     net.advance(ABSENT_GRACE_S)
     assert not net.router.dispatcher.pools
-    assert not net.router.dispatcher.prefixes
+    assert not net.router.dispatcher.directory.prefixes
 
 
 def test_names_that_clients_make_up_do_not_grow_the_table_without_end() -> None:
@@ -549,6 +551,28 @@ def test_a_request_with_a_critical_flag_is_501(bit: int) -> None:
     assert not worker.seen
 
 
+def test_a_reply_with_a_critical_flag_is_502() -> None:
+    net = Net()
+    client, raw = net.raw_client(), net.raw_instance()
+    net.send(client, mesh.REQUEST, 0, 7, 1000, request("svc"))
+    net.send(raw, mesh.FINAL, 0x40, *tokens(raw), 0, reply())
+    assert client.finals() == [(7, 502)]
+
+
+def test_a_router_that_drains_refuses_what_is_new_with_503_and_finishes_the_rest() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker(credit=1)
+    calls = [caller.ask("svc"), caller.ask("svc")]
+    net.router.stop_intake()
+    refused = caller.ask("svc")
+    assert (refused.code, "Retry-After" in refused.answer["headers"]) == (503, True)
+    for _ in calls:
+        assert net.router.dispatcher.has_work()
+        worker.reply()
+    assert [call.code for call in calls] == [200, 200]
+    assert not net.router.dispatcher.has_work()
+
+
 def test_an_unknown_flag_that_is_not_critical_is_passed_on() -> None:
     net = Net()
     client, worker = net.raw_client(), net.worker()
@@ -571,13 +595,34 @@ def test_a_body_over_the_routers_maximum_is_413(attached: bool) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x05", b"\x05\x00svc", b"\xff\xffsvc"])
-def test_a_request_whose_target_is_cut_short_is_dropped_and_counted(payload: bytes) -> None:
+def test_a_request_whose_target_is_cut_short_is_answered_400_and_counted(payload: bytes) -> None:
     net = Net()
     client = net.raw_client()
     net.send(client, mesh.REQUEST, 0, 7, 1000, payload)
     net.send(client, mesh.REQUEST, STREAM, 8, 1000, request("svc", b""))
-    assert client.finals() == []
+    assert client.finals() == [(7, 400), (8, 400)]
     assert counted(net, "dropped.malformed_record") == 2
+
+
+def test_what_waits_is_bounded_in_bytes_too_and_what_leaves_the_queue_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_QUEUED_BYTES", 1000)
+    net = Net()
+    caller = net.caller()
+    first = caller.ask("svc", b"x" * 900)
+    second = caller.ask("svc", b"x" * 900)
+    third = caller.ask("svc", b"x")
+    assert (first.code, second.code, third.code) == (None, None, 503)
+    assert second.pending is not None
+    caller.machine.cancel(second.pending)
+    net.settle()
+    fourth = caller.ask("svc", b"x")
+    worker = net.worker()
+    worker.reply()
+    worker.reply()
+    assert (first.code, fourth.code) == (200, 200)
+    assert net.router.dispatcher.queued_bytes == 0
 
 
 def test_envelopes_over_64_KiB_arrive_whole_in_both_directions() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from butler_mesh import codec
+from butler_mesh.errors import UsageError
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.instance import CREDIT, Identity, InstanceProtocol, Intake, Sign
 from butler_mesh.protocol.member import GREET_AGAIN_S, Phase
@@ -256,6 +257,17 @@ def test_a_reply_carries_status_flags_and_envelope(size: int) -> None:
     assert (record.id, mesh.split_status(record.payload), envelope) == (5, 207, b"x" * size)
     assert record.flags & ~mesh.ATTACHED == mesh.RAW
     assert (record.envelope is not None) == (size > ATTACH_OVER)
+
+
+def test_a_reply_over_the_routers_maximum_is_refused_here_and_another_may_be_given() -> None:
+    net = Net(max_body_bytes=1000)
+    caller, worker = net.caller(), net.worker()
+    asked = caller.ask("svc")
+    job = worker.jobs[0]
+    with pytest.raises(UsageError, match="1001 bytes"):
+        worker.machine.reply(job, 200, b"x" * 1001, net.now)
+    worker.reply(job, 500)
+    assert asked.code == 500
 
 
 def test_a_job_has_one_FINAL_and_nothing_after_it() -> None:
@@ -541,6 +553,7 @@ def test_a_stream_whose_router_is_lost_is_cancelled_for_its_window_would_never_o
 # --- anything at all ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2),
     st.lists(

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from butler_mesh.protocol.dispatcher import ABSENT_GRACE_S
+from butler_mesh.protocol.directory import ABSENT_GRACE_S
 from butler_mesh.protocol.member import Phase
 from butler_mesh.protocol.mesh import ATTACH_OVER, IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.protocol.peers import ClientPeer, InstancePeer
@@ -201,9 +201,4 @@ class Mesh(RuleBasedStateMachine):
 
 
 TestMesh = pytest.mark.slow(Mesh.TestCase)
-Mesh.TestCase.settings = settings(
-    stateful_step_count=40,
-    phases=[__import__("hypothesis").Phase.generate, __import__("hypothesis").Phase.shrink],
-    report_multiple_bugs=False,
-    database=None,
-)
+Mesh.TestCase.settings = settings(stateful_step_count=40, report_multiple_bugs=False)

@@ -280,16 +280,28 @@ def test_whoever_was_not_present_has_left_without_a_word(member: Probe) -> None:
 def test_a_member_that_was_sent_away_says_why_and_comes_back_after_a_second(present: Probe) -> None:
     present.hear_goodbye(503, "the router stops")
     assert present.phase is Phase.ABSENT
-    assert present.notes == ["sent away by the router: 503 the router stops"]
-    assert present.events == ["absence: the router stops"]
+    assert present.notes == [f"lost router {present.router_id}: sent away, 503 the router stops"]
+    assert present.events == ["absence: sent away, 503 the router stops"]
     assert present.said() == []
     present.pass_time(GREET_AGAIN_S)
     assert present.said_kinds() == ["HELLO"]
 
 
+def test_a_member_that_is_refused_again_and_again_asks_less_and_less_often(present: Probe) -> None:
+    pauses = []
+    for _ in range(7):
+        present.hear_goodbye(409, "READY came twice")
+        began = present.now
+        while "HELLO" not in present.said_kinds():
+            present.pass_time(1.0)
+        pauses.append(present.now - began)
+        present.hear_welcome()
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
 def test_a_router_that_does_not_know_us_any_more_is_greeted_at_once(present: Probe) -> None:
     present.hear_goodbye(401, "HELLO first")
-    assert present.events == ["absence: HELLO first"]
+    assert present.events == ["absence: sent away, 401 HELLO first"]
     assert present.phase is Phase.GREETING
     assert present.said_kinds() == ["HELLO"]
 
@@ -385,5 +397,5 @@ def test_a_router_that_forgot_it_has_it_back_within_the_same_turn() -> None:
     wires.attach(member, b"C")
     wires.door().peers.clear()
     wires.advance(1.0)
-    assert member.events == ["welcome", "absence: HELLO first", "welcome"]
+    assert member.events == ["welcome", "absence: sent away, 401 HELLO first", "welcome"]
     assert b"C" in wires.door().peers

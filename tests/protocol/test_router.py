@@ -320,7 +320,7 @@ def test_a_path_that_another_service_owns_is_refused_and_its_owner_keeps_it() ->
     assert any("path /a belongs to another" in note for note in net.router.notes)
     net.caller().ask("/a/x")
     assert len(owner.jobs) == 1
-    assert b"/b" not in net.router.dispatcher.prefixes
+    assert b"/b" not in net.router.dispatcher.directory.prefixes
     assert b"thief" not in net.router.dispatcher.pools
 
 
@@ -708,6 +708,19 @@ def test_a_lost_connection_is_found_by_probing_and_again_after_10_ms() -> None:
     assert list(net.router.instances) == [other.wid]
 
 
+def test_of_two_that_leave_within_10_ms_the_second_is_probed_for_10_ms_later_too() -> None:
+    net = Net()
+    caller, first, second = net.caller(), net.worker(), net.worker()
+    caller.ask("svc"), caller.ask("svc")
+    net.drop(first)
+    net.advance(0.8 * PROBE_AGAIN_S)
+    net.router.connection_lost(net.both, net.now)
+    net.advance(0.8 * PROBE_AGAIN_S)
+    net.drop(second, is_noticed=False)
+    net.advance(0.4 * PROBE_AGAIN_S)
+    assert not net.router.instances
+
+
 def test_a_half_open_connection_that_nobody_told_of_is_found_within_a_heartbeat() -> None:
     net = Net()
     caller, worker = net.caller(), net.worker()
@@ -797,6 +810,7 @@ def test_a_one_way_question_to_the_router_is_not_answered() -> None:
 # --- anything at all ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(conversations)
 def test_nothing_a_peer_sends_raises_or_is_a_fault(conversation: list[Any]) -> None:
     net = Net(register_grace_s=1.0)

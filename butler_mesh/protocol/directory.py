@@ -1,0 +1,104 @@
+"""Which services there are, by name and by path; and which of the absent are still expected."""
+
+from __future__ import annotations
+
+from butler_mesh.protocol.peers import Call, ServicePool
+
+REGISTER_GRACE_S = 3.0
+"""How long after its start a router takes an unknown service for one that is about to register."""
+ABSENT_GRACE_S = 60.0
+"""How long requests for a service may wait after its last instance left: a deploy, not a typo."""
+MAX_POOLS = 10_000
+"""Services, known or asked for: names that clients make up must not grow the table without end."""
+
+
+class Directory:
+    """Service pools by name and by path prefix, and the grace for those without instances."""
+
+    def __init__(self, now: float, *, register_grace_s: float, absent_grace_s: float) -> None:
+        self.pools: dict[bytes, ServicePool] = {}
+        # Whole-segment path prefix -> the one service that owns it.
+        self.prefixes: dict[bytes, ServicePool] = {}
+        self.absent_grace_s = absent_grace_s
+        self.grace_until = now + register_grace_s
+        # No target is searched beyond it: one of 64 KiB of slashes would cost half a second.
+        self._longest_prefix = 0
+
+    def find(self, target: bytes) -> ServicePool | None:
+        """Return the pool for a service name, or for a path by its longest registered prefix."""
+        pool = self.pools.get(target)
+        if pool is not None or target[:1] != b"/":
+            return pool
+        head = target
+        if len(head) > self._longest_prefix:
+            head = head[: self._longest_prefix + 1].rpartition(b"/")[0]
+        while head:
+            pool = self.prefixes.get(head)
+            if pool is not None:
+                return pool
+            head = head.rpartition(b"/")[0]
+        return self.prefixes.get(b"/")
+
+    def is_expected(self, pool: ServicePool, now: float) -> bool:
+        """Tell whether a service without instances may have one again soon."""
+        return now < self.grace_until or now - pool.left_at < self.absent_grace_s
+
+    def imagine(self, target: bytes, now: float) -> ServicePool | None:
+        """Return a pool for a service that nobody has registered yet; None when there are too many.
+
+        It is forgotten as soon as the grace is over and nobody waits.
+        """
+        if len(self.pools) >= MAX_POOLS:
+            return None
+        pool = self.pools[target] = ServicePool(target, now - self.absent_grace_s)
+        return pool
+
+    def owner(self, name: bytes, paths: list[bytes]) -> bytes | None:
+        """Return a path that a present service of another name owns already, or None."""
+        key = name or _nameless(paths)
+        for path in paths:
+            pool = self.prefixes.get(path)
+            if pool is not None and pool.name != key and pool.instances:
+                return path
+        return None
+
+    def claim(self, name: bytes, paths: list[bytes], now: float) -> ServicePool:
+        """Return the pool of a service, which owns these paths from now on."""
+        key = name or _nameless(paths)
+        pool = self.pools.get(key)
+        if pool is None:
+            pool = self.pools[key] = ServicePool(key, now)
+        pool.paths.update(paths)
+        for path in paths:
+            self.prefixes[path] = pool
+            self._longest_prefix = max(self._longest_prefix, len(path))
+        return pool
+
+    def inherit(self, heir: ServicePool) -> list[Call]:
+        """Return the requests that came for the heir's paths before it did, now in its name."""
+        calls: list[Call] = []
+        for name, pool in list(self.pools.items()):
+            if pool is heir or pool.instances or name[:1] != b"/":
+                continue
+            del self.pools[name]
+            if self.find(name) is not heir:
+                self.pools[name] = pool
+                continue
+            for call in pool.queue:
+                call.pool = heir
+                calls.append(call)
+        return calls
+
+    def tidy(self, now: float) -> None:
+        """Forget services that are long gone."""
+        for name, pool in list(self.pools.items()):
+            if not pool.instances and not len(pool.queue) and not self.is_expected(pool, now):
+                del self.pools[name]
+                for path in pool.paths:
+                    if self.prefixes.get(path) is pool:
+                        del self.prefixes[path]
+
+
+def _nameless(paths: list[bytes]) -> bytes:
+    """The name that instances without one share: their paths."""
+    return b" ".join(sorted(paths))

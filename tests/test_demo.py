@@ -1,0 +1,296 @@
+"""The demo, as its users run it: one command, real processes, a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from urllib.parse import urlsplit
+
+import gevent
+import pytest
+from gevent import socket
+
+from butler_mesh.client import Client
+from tests.meshes import Mesh
+from tests.programs import ROOT, Program, run
+from tests.waiting import wait_for
+from tests.web.browser import Browser, driver
+from tests.web.fronts import Reply, ask
+
+pytestmark = pytest.mark.slow
+
+RUN = str(ROOT / "demos" / "run.py")
+SERVICE = str(ROOT / "demos" / "demo_service.py")
+SYNC_ECHO = "I made a round trip, it took a while but I bring results."
+ASYNC_ECHO = "I made a round trip, it took so long I will respond to no one."
+READY_WITHIN_S = 60.0
+
+
+class Demo:
+    """A demo that is ready."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        program.says("The demo is at ", READY_WITHIN_S)
+        found = re.search(rb"The demo is at (http://127\.0\.0\.1:\d+/)", program.stdout)
+        assert found
+        self.url = found[1].decode()
+        self.port = urlsplit(self.url).port or 0
+
+    def get(self, path: str, **headers: str) -> Reply:
+        """Get a page; other greenlets go on."""
+        client = HTTPConnection("127.0.0.1", self.port)
+        client.sock = socket.create_connection(("127.0.0.1", self.port), timeout=30.0)
+        try:
+            return ask(client, "GET", path, **headers)
+        finally:
+            client.close()
+
+    def calls(self) -> list[dict[str, object]]:
+        """Return the journal, the latest call first."""
+        calls: list[dict[str, object]] = self.get("/calls").json
+        return calls
+
+    def children(self) -> dict[int, str]:
+        """Return the processes that it has started: id and command line."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                command = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # gone meanwhile
+                continue
+            if parent == self.program.pid:
+                found[int(path.name)] = command
+        return found
+
+
+def starting(cwd: Path = ROOT) -> Program:
+    return Program(RUN, cwd=cwd, env={"DEMO_PORT": "0"})
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    with starting() as program:
+        yield Demo(program)
+        program.send(signal.SIGINT)
+        assert program.ends() == 0
+
+
+@pytest.fixture
+def chromedriver(tmp_path: Path) -> Iterator[int]:
+    with driver(tmp_path) as port:
+        yield port
+
+
+def test_the_page_has_both_links_and_needs_nothing_from_elsewhere(demo: Demo) -> None:
+    reply = demo.get("/")
+    assert reply.status == 200
+    assert 'href="/service/sync"' in reply.text
+    assert 'href="/service/async"' in reply.text
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", reply.text)
+
+
+def test_the_sync_page_waits_for_the_echo_and_other_pages_do_not(demo: Demo) -> None:
+    started = monotonic()
+    waiting = gevent.spawn(demo.get, "/service/sync")
+    times: list[float] = []
+    while not waiting.ready():
+        asked = monotonic()
+        assert demo.get("/").status == 200
+        times.append(monotonic() - asked)
+        gevent.sleep(0.02)
+    reply = waiting.get()
+    assert 5.0 <= monotonic() - started < 8.0
+    assert reply.status == 200
+    assert SYNC_ECHO in reply.text
+    assert re.search(r'class="time">[5-7]\.\d\d s<', reply.text)
+    assert len(times) > 20
+    assert median(times) < 0.25
+
+
+def test_the_async_page_is_there_at_once_and_the_reply_comes_later(demo: Demo) -> None:
+    started = monotonic()
+    reply = demo.get("/service/async")
+    assert monotonic() - started < 1.0
+    assert reply.status == 200
+    assert ASYNC_ECHO not in reply.text
+    call = demo.calls()[0]
+    assert (call["kind"], call["is_waiting"]) == ("async", True)
+
+    def answered() -> dict[str, object] | None:
+        return next((c for c in demo.calls() if c["number"] == call["number"] and not c["is_waiting"]), None)
+
+    found = wait_for(answered, 10.0)
+    assert (found["code"], found["text"]) == (200, ASYNC_ECHO)
+    assert ASYNC_ECHO in demo.get("/").text
+
+
+def test_a_script_gets_the_same_as_json(demo: Demo) -> None:
+    reply = demo.get("/service/async", Accept="application/json")
+    assert reply.headers["Content-Type"] == "application/json"
+    assert json.loads(reply.body)["kind"] == "async"
+
+
+@pytest.mark.parametrize("path", ["/service/slow", "/nowhere", "/service/sync/more"])
+def test_other_paths_are_not_found_on_a_page_of_the_same_style(demo: Demo, path: str) -> None:
+    reply = demo.get(path)
+    assert reply.status == 404
+    assert "404 Not Found" in reply.text
+    assert "Back to both calls" in reply.text
+
+
+def test_a_browser_clicks_both_links_and_sees_both_echoes(
+    demo: Demo, chromedriver: int, tmp_path: Path
+) -> None:
+    browser = Browser(chromedriver, tmp_path / "profile")
+    try:
+        browser.open(demo.url)
+        browser.click("#async")
+        browser.wait(lambda: "in flight" in browser.text("#async-state"), 5.0, "an async call in flight")
+        browser.click("#sync")
+        browser.wait(lambda: "meanwhile" in browser.text("#sync-result"), 5.0, "a sync call that waits")
+        assert re.match(r"\d\.\d s", browser.text("#sync-result .time"))
+        browser.wait(lambda: browser.text("#echo") != "", 15.0, "the echo")
+        assert browser.text("#echo") == SYNC_ECHO
+        assert re.fullmatch(r"[5-9]\.\d\d s", browser.text("#sync-result .time"))
+        browser.wait(lambda: "the reply came" in browser.text("#async-state"), 5.0, "the async reply")
+        browser.wait(lambda: ASYNC_ECHO in browser.text("#journal"), 5.0, "the async echo in the list")
+        assert browser.url == demo.url
+        picture = tmp_path / "demo.png"
+        browser.screenshot(picture)
+        assert picture.stat().st_size > 20_000  # an empty page is a tenth of it
+    finally:
+        browser.close()
+
+
+def test_a_browser_without_scripts_gets_both_pages_by_their_links(
+    demo: Demo, chromedriver: int, tmp_path: Path
+) -> None:
+    browser = Browser(chromedriver, tmp_path / "profile", has_scripts=False)
+    try:
+        browser.open(demo.url)
+        browser.click("#async")
+        assert browser.url == demo.url + "service/async"
+        assert "working on" in browser.text("#journal")
+        # Without being asked again it goes back to the list when the reply is there.
+        browser.wait(lambda: browser.url == demo.url, 15.0, "the way back")
+        assert ASYNC_ECHO in browser.text("#journal tr:first-child")
+        browser.click("#sync")
+        assert browser.url == demo.url + "service/sync"
+        assert browser.text("#echo") == SYNC_ECHO
+    finally:
+        browser.close()
+
+
+def test_logs_have_the_name_of_their_process(demo: Demo) -> None:
+    demo.get("/nowhere")
+    for line in ("router │ ", "service │ ", "web │ "):
+        demo.program.says(line)
+    demo.program.says("request 'GET /nowhere' 404")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_also_a_call_in_flight(number: signal.Signals, tmp_path: Path) -> None:
+    with starting(tmp_path) as program:
+        demo = Demo(program)
+        children = demo.children()
+        assert len(children) == 3, children
+        waiting = gevent.spawn(demo.get, "/service/sync")
+        wait_for(lambda: bool(demo.calls()), 10.0)
+        program.send(number)
+        assert waiting.get(timeout=15.0).status == 200  # it was begun, so it is finished
+        assert program.ends() == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        with pytest.raises(OSError, match="refused"):
+            demo.get("/")
+        assert "Traceback" not in program.stdout.decode() + program.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with starting() as program:
+        demo = Demo(program)
+        children = demo.children()
+        waiting = gevent.spawn(cut_off, demo)
+        wait_for(lambda: bool(demo.calls()), 10.0)
+        started = monotonic()
+        program.send(signal.SIGINT)
+        program.says("stopping")
+        program.send(signal.SIGINT)
+        assert program.ends() == 0
+        assert monotonic() - started < 4.0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert waiting.get(timeout=5.0)
+
+
+def cut_off(demo: Demo) -> bool:
+    """Tell whether the sync page was not answered at all."""
+    try:
+        demo.get("/service/sync")
+    except (OSError, HTTPException):
+        return True
+    return False
+
+
+def test_a_process_that_dies_is_named_and_the_others_go_too() -> None:
+    with starting() as program:
+        demo = Demo(program)
+        children = demo.children()
+        (service,) = [pid for pid, command in children.items() if "demo_service.py" in command]
+        os.kill(service, signal.SIGKILL)
+        assert program.ends() == 1
+        assert "the service process ended with status -9; its last lines:" in program.stderr
+        assert "registered as slow-" in program.stderr
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, out, err = run(RUN, env={"DEMO_PORT": port})
+    assert (status, out) == (2, b"")
+    assert err == f"demo: cannot use port {port} (address already in use); DEMO_PORT=… takes another one\n"
+
+
+@pytest.mark.parametrize("port", ["http", "-1", "65536", "67 67"])
+def test_a_port_that_is_none_is_one_clear_line(port: str) -> None:
+    status, out, err = run(RUN, env={"DEMO_PORT": port})
+    assert (status, out) == (2, b"")
+    assert err == f"demo: DEMO_PORT is a number from 0 to 65535, not {port!r}\n"
+
+
+@pytest.mark.parametrize("program", ["demo_service.py", "demo_service_client.py"])
+def test_the_programs_explain_themselves(program: str) -> None:
+    status, out, _ = run(str(ROOT / "demos" / program), "--help")
+    assert status == 0
+    assert b"usage: " in out
+
+
+def test_two_services_halve_the_time_of_two_calls(mesh: Mesh) -> None:
+    client = mesh.client()
+    options = ("--backend", mesh.endpoint, "--credit", "1", "--seconds", "0.7")
+    with ExitStack() as stack:
+        times = []
+        for number in (1, 2):
+            stack.enter_context(Program(SERVICE, *options))
+            wait_for(lambda: instances(client) == number, READY_WITHIN_S)  # noqa: B023 (waited for here)
+            started = monotonic()
+            calls = [client.request_lazy("slow", "/service/slow", {"RETURN_DATA": n}) for n in (1, 2)]
+            assert [call.get().body["RETURN_DATA"] for call in calls] == [1, 2]
+            times.append(monotonic() - started)
+    assert times[0] >= 1.4
+    assert 0.7 <= times[1] < 1.3
+
+
+def instances(client: Client) -> int:
+    reply = client.request("mmi.service", "/", {"service": "slow"})
+    return int(reply.body["instances"]) if reply.is_success else 0
