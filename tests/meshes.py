@@ -78,9 +78,7 @@ def send_raw(
     """Send an envelope that no client would make, and return its reply."""
     connection = client._connect()
     waiter = Waiter()
-    call = connection.submit(
-        target, envelope, deadline=monotonic() + timeout_s, flags=flags, on_reply=waiter
-    )
+    call = connection.submit(target, envelope, deadline=monotonic() + timeout_s, flags=flags, on_reply=waiter)
     return decode_response(*waiter.wait(connection, call))
 
 

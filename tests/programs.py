@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 
 
 class Program:
-    """``python *arguments`` in a directory; its output is gathered in files. Killed at the end of ``with``."""
+    """``python *arguments`` in a directory; its output goes to files. Killed at the end of ``with``."""
 
     def __init__(self, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
-        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 (closed in __exit__)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BUTLER_MESH_")}
         path = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Program:
         """Wait until it has written the text, to stdout or stderr."""
 
         def has_said() -> bool:
-            assert self.process.poll() is None or text in self._all(), f"ended without {text!r}: {self._all()}"
+            assert self.process.poll() is None or text in self._all(), self._all()
             return text in self._all()
 
         wait_for(has_said, timeout_s)

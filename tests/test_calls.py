@@ -192,8 +192,7 @@ def test_a_stream_that_is_left_early_stops_its_handler(mesh: Mesh, how: str) -> 
 
     def endless() -> Iterator[int]:
         try:
-            for i in range(10**9):
-                yield i
+            yield from range(10**9)
         finally:
             ended.append(1)
 

@@ -233,7 +233,13 @@ def test_an_envelope_that_is_none_is_400_and_the_next_request_works(
 
 @pytest.mark.parametrize(
     "envelope",
-    [b"", b"\x01", b"\xff\xff\xff\xff{}", b"\x02\x00\x00\x00{}\x01\x00\xff\xff\xff\xff", b"\x02\x00\x00\x00[]\x00\x00"],
+    [
+        b"",
+        b"\x01",
+        b"\xff\xff\xff\xff{}",
+        b"\x02\x00\x00\x00{}\x01\x00\xff\xff\xff\xff",
+        b"\x02\x00\x00\x00[]\x00\x00",
+    ],
 )
 def test_a_RAW_envelope_that_lies_is_400_and_the_next_request_works(mesh: Mesh, envelope: bytes) -> None:
     mesh.service(echo)
@@ -278,7 +284,15 @@ def test_arguments_that_JSON_cannot_hold_are_refused_before_they_are_sent(mesh: 
 
 @pytest.mark.parametrize(
     "address",
-    ["", "nonsense", "http://127.0.0.1:5555", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "tcp://:5555", "tcp://h:x"],
+    [
+        "",
+        "nonsense",
+        "http://127.0.0.1:5555",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:99999",
+        "tcp://:5555",
+        "tcp://h:x",
+    ],
 )
 def test_an_address_with_a_bad_scheme_or_port_is_refused_at_once(address: str) -> None:
     with pytest.raises(AddressError):
@@ -321,12 +335,12 @@ def test_a_handler_that_never_returns_is_504_for_its_caller_and_stopped(mesh: Me
 
 def test_the_clients_timeout_holds_where_a_call_sets_none(mesh: Mesh) -> None:
     mesh.service(sleepy)
-    client = mesh.client(timeout=0.1)
+    client = mesh.client(timeout=0.03)
     assert client.request("svc", "/sleepy").status_code == 504
     with pytest.raises(TimeoutError):
         client.rpc("svc").sleepy()
     client.timeout = 5.0
-    assert client.request("svc", "/sleepy", {"seconds": 0.15}).body == "awake"
+    assert client.request("svc", "/sleepy", {"seconds": 0.05}).body == "awake"
 
 
 def test_a_deadline_that_has_passed_is_504_at_once(mesh: Mesh) -> None:

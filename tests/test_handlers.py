@@ -42,7 +42,9 @@ class Slow(ServiceMessageHandler):
         return self.render()
 
 
-def run(handler: type[MessageHandler], request: ServiceRequest | ServiceResponse, *args: str, **kwargs: str) -> Any:
+def run(
+    handler: type[MessageHandler], request: ServiceRequest | ServiceResponse, *args: str, **kwargs: str
+) -> Any:
     return handler("the application", request).run(*args, **kwargs)
 
 
@@ -63,7 +65,9 @@ def test_the_seeds_example_answers_as_it_says(mesh: Mesh) -> None:
     assert mesh.client().request("app", "/service/slow").body == {"RETURN_DATA": "NO DATA"}
 
 
-@pytest.mark.parametrize("method", ["get", "bogus", "", "__class__", "render", "set_status", "run", "prepare"])
+@pytest.mark.parametrize(
+    "method", ["get", "bogus", "", "__class__", "render", "set_status", "run", "prepare"]
+)
 def test_a_method_that_it_does_not_have_is_405_with_those_it_has(mesh: Mesh, method: str) -> None:
     mesh.application([("^/slow$", Slow)])
     client = mesh.client()
@@ -176,7 +180,14 @@ def test_a_handler_finds_its_message_and_application(mesh: Mesh) -> None:
     class Looks(ServiceMessageHandler):
         def request(self) -> Any:
             message = self.message
-            return [message.path, message.method, message.conn_id > 0, message.headers, message.body, message.target]
+            return [
+                message.path,
+                message.method,
+                message.conn_id > 0,
+                message.headers,
+                message.body,
+                message.target,
+            ]
 
     application = mesh.application([("^/look$", Looks)])
     response = mesh.client().request("app", "/look", {"a": 1}, headers={"X": "y"})
@@ -185,7 +196,8 @@ def test_a_handler_finds_its_message_and_application(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(ValueError("x"), "ValueError"), (SystemExit(1), "SystemExit"), (gevent.GreenletExit(), "GreenletExit")]
+    ("error", "kind"),
+    [(ValueError("x"), "ValueError"), (SystemExit(1), "SystemExit"), (gevent.GreenletExit(), "GreenletExit")],
 )
 def test_whatever_a_handler_raises_its_caller_is_told_and_the_next_request_works(
     mesh: Mesh, error: BaseException, kind: str
@@ -232,7 +244,10 @@ def test_a_handler_may_stream(mesh: Mesh) -> None:
 
 def test_options_describes_the_handler(mesh: Mesh) -> None:
     mesh.application([("^/slow$", Slow)])
-    assert mesh.client().describe("app", "/slow") == {"methods": ["options", "request"], "doc": "The seed's example."}
+    assert mesh.client().describe("app", "/slow") == {
+        "methods": ["options", "request"],
+        "doc": "The seed's example.",
+    }
 
 
 def test_a_response_handler_has_the_replys_status_and_gives_back_what_it_likes() -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from butler_mesh.errors import BadRequest, DeadlineExceeded, NotSerializable, RemoteError, RequestFailed, Unavailable
+from butler_mesh.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    NotSerializable,
+    RemoteError,
+    RequestFailed,
+    Unavailable,
+)
 from butler_mesh.messages import (
     BadEnvelope,
     ServiceRequest,
@@ -90,29 +98,24 @@ def test_a_body_that_is_neither_bytes_nor_JSON_is_refused(body: Any) -> None:
 @given(st.binary())
 def test_random_bytes_are_a_request_or_a_BadEnvelope(envelope: bytes) -> None:
     for flags in (0, RAW):
-        try:
+        with suppress(BadEnvelope):
             decode_request(envelope, flags)
-        except BadEnvelope as error:
-            assert str(error)
 
 
 @pytest.mark.slow
 @given(json_values)
 def test_any_JSON_is_a_request_or_a_BadEnvelope(value: Any) -> None:
-    try:
+    with suppress(BadEnvelope):
         decode_request(json.dumps(value).encode(), 0)
-    except BadEnvelope as error:
-        assert str(error)
 
 
 @pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {},
-        optional={
-            name: json_values
-            for name in ("path", "method", "arguments", "headers", "body", "args", "kwargs", "single")
-        },
+        optional=dict.fromkeys(
+            ("path", "method", "arguments", "headers", "body", "args", "kwargs", "single"), json_values
+        ),
     )
 )
 def test_fields_of_the_wrong_kind_are_a_BadEnvelope(head: dict[str, Any]) -> None:
@@ -158,7 +161,14 @@ def test_the_body_of_a_request_without_one_is_its_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(400, BadRequest), (429, Unavailable), (500, RemoteError), (503, Unavailable), (504, DeadlineExceeded), (302, RequestFailed)],
+    [
+        (400, BadRequest),
+        (429, Unavailable),
+        (500, RemoteError),
+        (503, Unavailable),
+        (504, DeadlineExceeded),
+        (302, RequestFailed),
+    ],
 )
 def test_a_failure_is_raised_as_what_its_status_means(code: int, kind: type[RequestFailed]) -> None:
     response = ServiceResponse(code, "why", {"a": 1}, {"Retry-After": "1.5", "Allow": "GET"})

@@ -101,7 +101,9 @@ def test_the_failure_of_a_nested_call_is_500_with_its_type() -> None:
 
 
 def test_a_remote_error_of_a_nested_call_keeps_the_type_and_message_it_had() -> None:
-    nested = ServiceResponse(500, error={"type": "TypeError", "message": "why", "traceback": "there"}).failure()
+    nested = ServiceResponse(
+        500, error={"type": "TypeError", "message": "why", "traceback": "there"}
+    ).failure()
     assert isinstance(nested, RemoteError)
     response = answered(raising(nested))
     assert (response.error["type"], response.error["message"]) == ("TypeError", "why")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,9 @@ def test_an_endpoint_that_cannot_be_is_an_AddressError_and_the_next_one_works(en
         assert router.bind(ANY_PORT)
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://10.0.0.1:5555", "tcp://example.org:1"])
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://10.0.0.1:5555", "tcp://example.org:1"]
+)
 def test_both_roles_on_one_port_are_for_loopback_and_ipc(endpoint: str) -> None:
     with pytest.raises(UsageError, match="loopback"):
         Router().bind(endpoint)
@@ -238,6 +241,7 @@ def drained_or_empty(router: Router, target: str) -> bool:
 # --- embedding ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_first_to_embed_hosts_and_the_second_joins(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/mesh.sock"
     first = Router.embed(endpoint)
@@ -297,8 +301,8 @@ def test_when_the_host_of_three_is_killed_another_takes_over_and_calls_go_on(
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    programs = [Program.of(EMBEDS, endpoint, number) for number in "123"]
-    try:
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Program.of(EMBEDS, endpoint, number)) for number in "123"]
         for program in programs:
             program.says("ok 3")
         [host] = [program for program in programs if b"host" in program.stdout]
@@ -311,6 +315,3 @@ def test_when_the_host_of_three_is_killed_another_takes_over_and_calls_go_on(
             before = program.stdout.count(b"ok")
             wait_for(lambda program=program, before=before: program.stdout.count(b"ok") > before + 2, 20.0)
             assert program.process.poll() is None, program.stderr
-    finally:
-        for program in programs:
-            program.__exit__(None, None, None)

@@ -29,7 +29,10 @@ def test_arguments_travel_by_position_and_by_name(mesh: Mesh) -> None:
     assert service.both() == [[], {}]
     assert service.both(1, "a", None, x={"y": 2}) == [[1, "a", None], {"x": {"y": 2}}]
     # Names that mean something inside an envelope are a caller's as well.
-    assert service.both(args=1, kwargs=2, path=3, method=4) == [[], {"args": 1, "kwargs": 2, "path": 3, "method": 4}]
+    assert service.both(args=1, kwargs=2, path=3, method=4) == [
+        [],
+        {"args": 1, "kwargs": 2, "path": 3, "method": 4},
+    ]
 
 
 def test_one_client_serves_several_proxies_and_calls(mesh: Mesh) -> None:
@@ -87,7 +90,8 @@ def test_an_exception_of_the_services_own_is_a_RemoteError_with_its_name(mesh: M
 
 
 @pytest.mark.parametrize(
-    "kind", [StopIteration, StopAsyncIteration, SystemExit, KeyboardInterrupt, GeneratorExit, gevent.GreenletExit]
+    "kind",
+    [StopIteration, StopAsyncIteration, SystemExit, KeyboardInterrupt, GeneratorExit, gevent.GreenletExit],
 )
 def test_what_ends_loops_or_processes_never_crosses_the_mesh_as_itself(
     mesh: Mesh, kind: type[BaseException]

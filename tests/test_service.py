@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import signal
 from typing import Any
 
 import gevent
 import gevent.local
 import pytest
-
 from gevent.event import Event
 
 from butler_mesh import deadlines
 from butler_mesh.client import Client
+from butler_mesh.clock import monotonic
 from butler_mesh.errors import (
     AddressError,
     AddressInUse,
@@ -25,6 +26,7 @@ from butler_mesh.errors import (
 from butler_mesh.router import Router
 from butler_mesh.service import Service
 from tests.meshes import ANY_PORT, Mesh, drained
+from tests.programs import Program
 from tests.waiting import wait_for
 
 
@@ -136,7 +138,9 @@ def test_a_body_comes_before_the_other_arguments(mesh: Mesh) -> None:
     assert client.request("svc", "/both", body=[b"a", b"b"]).body == [2, {}]
 
 
-@pytest.mark.parametrize("value", [None, True, 0, -1.5, "", "ü", [], {}, [None], {"a": {"b": []}}, b"", b"\xff"])
+@pytest.mark.parametrize(
+    "value", [None, True, 0, -1.5, "", "ü", [], {}, [None], {"a": {"b": []}}, b"", b"\xff"]
+)
 def test_the_value_is_the_body_as_it_is(mesh: Mesh, value: Any) -> None:
     mesh.service().register_function(lambda: value, "value")
     response = mesh.client().request("svc", "/value")
@@ -197,6 +201,7 @@ def test_whatever_a_function_raises_its_caller_is_told_and_the_next_request_work
     assert client.request("svc", "/echo", {"value": 1}).body == 1
 
 
+@pytest.mark.slow
 def test_endless_recursion_is_an_error_for_its_caller_only(mesh: Mesh) -> None:
     def deep() -> None:
         deep()
@@ -482,10 +487,11 @@ def test_nothing_is_opened_before_start() -> None:
 def test_close_finishes_what_runs_and_takes_nothing_new(mesh: Mesh) -> None:
     go = Event()
     service = mesh.service(grace=5.0)
-    service.register_function(lambda: go.wait(5.0), "wait")
+    started: list[int] = []
+    service.register_function(lambda: started.append(1) or go.wait(5.0), "wait")
     client = mesh.client()
     running = client.request_lazy("svc", "/wait")
-    wait_for(lambda: not drained(mesh.router.status()))
+    wait_for(lambda: started)
     closing = gevent.spawn(service.close)
     gevent.sleep(0)
     late = client.request_lazy("svc", "/wait", timeout=0.05)
@@ -498,19 +504,20 @@ def test_close_finishes_what_runs_and_takes_nothing_new(mesh: Mesh) -> None:
 
 
 def test_close_stops_what_does_not_end_within_the_grace(mesh: Mesh) -> None:
-    ended: list[int] = []
+    log: list[str] = []
 
     def endless() -> None:
+        log.append("started")
         try:
             gevent.sleep(3600)
         finally:
-            ended.append(1)
+            log.append("ended")
 
     service = mesh.service(endless, grace=0.02)
     lazy = mesh.client().request_lazy("svc", "/endless")
-    wait_for(lambda: not drained(mesh.router.status()))
+    wait_for(lambda: log)
     service.close()
-    assert ended == [1]
+    assert log == ["started", "ended"]
     assert lazy.get(5.0).status_code == 503
 
 
@@ -533,3 +540,80 @@ def test_stop_makes_run_return(mesh: Mesh) -> None:
     service.stop()
     running.get(timeout=5)
     assert not service.wait_until_registered(0.0)
+
+
+SERVICE = """
+    import sys
+    import gevent
+    from butler_mesh import Service
+
+    service = Service(sys.argv[1], "svc", grace=float(sys.argv[2]))
+
+    @service.function
+    def nap(seconds):
+        print("napping", flush=True)
+        gevent.sleep(seconds)
+        return "rested"
+
+    service.run()
+    print("left", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_at_SIGTERM_what_is_in_flight_is_answered_and_the_process_ends_with_0(mesh: Mesh) -> None:
+    client = mesh.client()
+    with Program.of(SERVICE, mesh.endpoint, "10") as program:
+        wait_for(lambda: "svc" in mesh.router.status()["services"], 20.0)
+        lazy = client.request_lazy("svc", "/nap", {"seconds": 0.5})
+        program.says("napping")
+        program.send(signal.SIGTERM)
+        assert lazy.get(10.0).body == "rested"
+        assert program.ends() == 0
+        assert program.stdout == b"napping\nleft\n"
+        assert program.stderr == ""
+    wait_for(lambda: mesh.router.status()["services"]["svc"]["instances"] == [])
+    assert not mesh.router.status()["counters"].get("lost")
+
+
+@pytest.mark.slow
+def test_at_SIGTERM_what_outlasts_the_grace_is_stopped_and_answered_503(mesh: Mesh) -> None:
+    client = mesh.client()
+    with Program.of(SERVICE, mesh.endpoint, "0.1") as program:
+        wait_for(lambda: "svc" in mesh.router.status()["services"], 20.0)
+        lazy = client.request_lazy("svc", "/nap", {"seconds": 60})
+        program.says("napping")
+        program.send(signal.SIGTERM)
+        assert lazy.get(10.0).status_code == 503
+        assert program.ends() == 0
+
+
+@pytest.mark.slow
+def test_at_a_second_SIGTERM_it_ends_at_once_and_the_caller_is_told_502(mesh: Mesh) -> None:
+    client = mesh.client()
+    with Program.of(SERVICE, mesh.endpoint, "60") as program:
+        wait_for(lambda: "svc" in mesh.router.status()["services"], 20.0)
+        lazy = client.request_lazy("svc", "/nap", {"seconds": 60}, timeout=30.0)
+        program.says("napping")
+        program.send(signal.SIGTERM)
+        [instance] = mesh.router.status()["services"]["svc"]["instances"]
+        assert instance["in_flight"] == 1
+        wait_for(lambda: mesh.router.status()["services"]["svc"]["instances"][0]["credit"] <= 0)
+        program.send(signal.SIGTERM)
+        assert program.ends(5.0) == 1
+        assert lazy.get(5.0).status_code == 502
+
+
+@pytest.mark.slow
+def test_a_killed_instance_is_502_within_a_second_and_another_goes_on(mesh: Mesh) -> None:
+    client = mesh.client()
+    with Program.of(SERVICE, mesh.endpoint, "60") as program:
+        wait_for(lambda: "svc" in mesh.router.status()["services"], 20.0)
+        lazy = client.request_lazy("svc", "/nap", {"seconds": 60}, timeout=30.0)
+        program.says("napping")
+        before = monotonic()
+        program.send(signal.SIGKILL)
+        assert lazy.get(5.0).status_code == 502
+        assert monotonic() - before < 1.0
+    mesh.service(echo)
+    assert client.request("svc", "/echo", {"value": 1}).body == 1

@@ -68,7 +68,9 @@ def test_a_router_of_the_same_process_needs_no_address() -> None:
         application.close()
 
 
-@pytest.mark.parametrize("address", ["", "nonsense", "http://a:1", "tcp://127.0.0.1:0x50/a", "tcp://127.0.0.1:70000"])
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "http://a:1", "tcp://127.0.0.1:0x50/a", "tcp://127.0.0.1:70000"]
+)
 def test_a_bad_address_is_refused_at_once(address: str) -> None:
     with pytest.raises(AddressError):
         ServiceConnection(address, "app")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
 from butler_mesh.cli.call import call
@@ -9,11 +11,25 @@ from butler_mesh.cli.router import router
 from butler_mesh.cli.serve import serve
 
 
+def _show_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        # From the package itself: a checkout that was never installed has a version, too.
+        click.echo(f"butler-mesh {import_module('butler_mesh').__version__}")
+        context.exit()
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every command explains itself: butler-mesh COMMAND --help",
 )
-@click.version_option(package_name="butler_mesh", prog_name="butler-mesh")
+@click.option(
+    "--version",
+    is_flag=True,
+    callback=_show_version,
+    expose_value=False,
+    is_eager=True,
+    help="Show the version.",
+)
 def main() -> None:
     """A service mesh for gevent: requests go through a router to services, and come back.
 

@@ -42,7 +42,7 @@ def serve(target: str, log_level: str) -> None:
     from butler_mesh.service import Service
 
     if not isinstance(found, Service | Application):
-        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         raise Refusal(f"{target} is {kind}; a Service or Application is needed")
     log_to_stderr(log_level)
     try:

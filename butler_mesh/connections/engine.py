@@ -192,6 +192,8 @@ class MeshDelivery(Delivery):
         job = self.job
         self._connection.arm(job.machine, now)
         job.machine.reply(job, status, envelope, now, flags=flags, final=final)
+        if final:
+            self._connection.arm_dirty(now)
 
     def wait_for_window(self) -> None:
         if self.job.window <= 0:
@@ -293,6 +295,13 @@ class MeshInstance(InstanceConnection):
     def arm(self, machine: InstanceProtocol, now: float) -> None:
         """A reply is about to be written, perhaps outside a turn."""
         self._links[machine].arm(now)
+
+    def arm_dirty(self, now: float) -> None:
+        """A handler has ended, which may have made room for requests of other routers."""
+        if len(self._links) > 1:
+            for machine, pump in self._links.items():
+                if machine.dirty:
+                    pump.arm(now)
 
     # --- the instance's part of a turn --------------------------------------------------------
 

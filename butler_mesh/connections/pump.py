@@ -164,7 +164,7 @@ class Pump:
 
     def connection_lost(self, port: Port, *, was_last: bool = False) -> None:
         """A port has lost somebody; if that was all it had, what it still holds is read first: replies
-        that came before the connection broke are none that were lost with it."""
+        that came before are none that were lost. (Of a socket's, libzmq has dropped them by now.)"""
         now = self._clock()
         self.arm(now)
         if was_last:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
@@ -195,7 +196,7 @@ class SocketPort:
             except zmq.Again:
                 return
             if event == zmq.EVENT_DISCONNECTED:
-                pump.connection_lost(self, was_last=not self._is_router)
+                pump.connection_lost(self)
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 pump.connection_made(self)
 
@@ -262,7 +263,18 @@ def _lock(path: str, endpoint: str) -> IO[bytes]:
     except OSError as error:
         lock.close()
         raise AddressInUse(f"{endpoint} is in use by another process") from error
-    with suppress(FileNotFoundError):
+    wrong: str | None = None
+    try:
         # Left behind by an owner that was killed; the lock says that nobody listens there.
-        os.unlink(path)
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+        else:
+            wrong = "what is there is not a socket"
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        wrong = error.strerror
+    if wrong:
+        lock.close()
+        raise AddressError(f"cannot bind {endpoint}: {wrong}")
     return lock

@@ -29,15 +29,7 @@ class Directory:
         pool = self.pools.get(target)
         if pool is not None or target[:1] != b"/":
             return pool
-        head = target
-        if len(head) > self._longest_prefix:
-            head = head[: self._longest_prefix + 1].rpartition(b"/")[0]
-        while head:
-            pool = self.prefixes.get(head)
-            if pool is not None:
-                return pool
-            head = head.rpartition(b"/")[0]
-        return self.prefixes.get(b"/")
+        return self._prefix_owner(target)
 
     def is_expected(self, pool: ServicePool, now: float) -> bool:
         """Tell whether a service without instances may have one again soon."""
@@ -77,14 +69,14 @@ class Directory:
     def inherit(self, heir: ServicePool) -> list[Call]:
         """Return the requests that came for the heir's paths before it did, now in its name."""
         calls: list[Call] = []
-        for name, pool in list(self.pools.items()):
-            if pool is heir or pool.instances or name[:1] != b"/":
-                continue
-            del self.pools[name]
-            if self.find(name) is not heir:
-                self.pools[name] = pool
-                continue
-            for call in pool.queue:
+        # All that are only asked for, so this is to be quick: somebody may make up ten thousand names.
+        orphans = [
+            name
+            for name, pool in self.pools.items()
+            if name[:1] == b"/" and not pool.instances and pool is not heir and self._prefix_owner(name) is heir
+        ]
+        for name in orphans:
+            for call in self.pools.pop(name).queue:
                 call.pool = heir
                 calls.append(call)
         return calls
@@ -97,6 +89,17 @@ class Directory:
                 for path in pool.paths:
                     if self.prefixes.get(path) is pool:
                         del self.prefixes[path]
+
+    def _prefix_owner(self, path: bytes) -> ServicePool | None:
+        head = path
+        if len(head) > self._longest_prefix:
+            head = head[: self._longest_prefix + 1].rpartition(b"/")[0]
+        while head:
+            pool = self.prefixes.get(head)
+            if pool is not None:
+                return pool
+            head = head.rpartition(b"/")[0]
+        return self.prefixes.get(b"/")
 
 
 def _nameless(paths: list[bytes]) -> bytes:

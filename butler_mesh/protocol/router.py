@@ -349,6 +349,9 @@ class RouterProtocol:
             return "a path begins with a slash"
         old = self.instances.get(wid)
         if old is not None:
+            # Names are in mmi.status for all to read, epochs are not: only their owner registers anew.
+            if old.epoch.partition("-")[0] != epoch.partition("-")[0]:
+                return "this wid is another instance's"
             self._remove(old, now, "registered anew")
         peer.wid, peer.epoch = wid, epoch
         peer.host, peer.pid = str(ready.get("host", ""))[:255], pid

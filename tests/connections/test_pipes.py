@@ -114,7 +114,7 @@ def test_a_router_learns_that_an_end_was_closed(sides: Sides) -> None:
 
 
 def test_an_end_learns_that_the_router_was_closed(sides: Sides) -> None:
-    _, machine, pump = sides.connect()
+    _, machine, _ = sides.connect()
     wait_for(lambda: machine.phase is Phase.PRESENT)
     sides.pump.close()
     assert machine.phase is Phase.ABSENT

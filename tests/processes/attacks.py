@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -44,7 +45,9 @@ def ready(wid: str, service: str, *paths: str, credit: int = 8, epoch: str = "f"
     return record(mesh.READY, payload=codec.dumps(fields))
 
 
-def request(id_: int, target: str, envelope: bytes = b"{}", flags: int = 0, remaining_ms: int = 5000) -> bytes:
+def request(
+    id_: int, target: str, envelope: bytes = b"{}", flags: int = 0, remaining_ms: int = 5000
+) -> bytes:
     """Return a REQUEST."""
     window = 1 if flags & mesh.STREAM else None
     return record(
@@ -199,7 +202,9 @@ def unknown_kinds(field: Field) -> int:
         for dealer in roles:
             kinds = [field.random.randrange(256), field.random.randrange(2, 16)]
             records = [
-                record(kind, field.random.randrange(256) & ~mesh.ATTACHED, field.number(), 1000, field.bytes(30))
+                record(
+                    kind, field.random.randrange(256) & ~mesh.ATTACHED, field.number(), 1000, field.bytes(30)
+                )
                 for kind in kinds
                 if kind not in (mesh.HELLO, mesh.GOODBYE)
             ]
@@ -254,7 +259,9 @@ def ready_flood(field: Field) -> int:
     with field.dealer() as dealer:
         while field.is_open:
             name = field.random.choice([f"flood-{n}", "", "mmi.service", "/slash", "x" * 300, "flood"])
-            paths = field.random.choice([[], [f"/flood/{n}"], ["relative"], [f"/p{i}/{n}" for i in range(100)]])
+            paths = field.random.choice(
+                [[], [f"/flood/{n}"], ["relative"], [f"/p{i}/{n}" for i in range(100)]]
+            )
             wid = field.random.choice([f"flood-{n}", "flood", ""])
             first = ready(wid, name, *paths, credit=field.random.choice([0, 1, -1, 1 << 40]))
             with suppress(zmq.Again):
@@ -282,7 +289,9 @@ def forged_replies(field: Field) -> int:
                     forged.append(record(kind, 0, asked.id + away, 0, payload))
                 own = record(mesh.FINAL, 0, asked.id, 0, mesh.pack_status(200) + b"{}")
                 with suppress(zmq.Again):
-                    instance.send(message(*forged, record(mesh.FINAL, 0, field.number(), 0, b"\xc8\0{}"), own))
+                    instance.send(
+                        message(*forged, record(mesh.FINAL, 0, field.number(), 0, b"\xc8\0{}"), own)
+                    )
                     n += len(forged) + 1
             drain(accomplice)
     return n
@@ -324,7 +333,9 @@ def mdp_garbage(field: Field) -> int:
             code = bytes([field.random.randrange(8)])
             name = field.random.choice([b"good", b"mmi.service", b"", b"\xff\xfe", b"mdp-%d" % (n % 50)])
             address = field.random.choice([field.bytes(10), field.random.randbytes(8)])
-            rest = field.random.choice([[], [name], [name, b"x"], [address, b"", b"x"], [address, b"x", b"x"]])
+            rest = field.random.choice(
+                [[], [name], [name, b"x"], [address, b"", b"x"], [address, b"x", b"x"]]
+            )
             with suppress(zmq.Again):
                 dealer.send_multipart([*lead, header, code, *rest])
                 n += 1
@@ -333,6 +344,28 @@ def mdp_garbage(field: Field) -> int:
 
 
 # --- below ZeroMQ, and around it ------------------------------------------------------------------
+
+
+def zmtp_message(frame: bytes) -> bytes:
+    """Return a message of one frame as ZMTP 3 writes it."""
+    if len(frame) < 256:
+        return b"\0" + bytes([len(frame)]) + frame
+    return b"\2" + struct.pack(">Q", len(frame)) + frame
+
+
+def reset_after(host: str, port: int, burst: bytes) -> None:
+    """Be a DEALER that sends all this at once, reads nothing, and is reset."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32)
+    properties = b"\5READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+    with socket.create_connection((host, port), timeout=5) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.sendall(greeting + b"\4" + bytes([len(properties)]) + properties)
+        received = 0
+        while received < 64:  # the router's greeting
+            received += len(peer.recv(4096)) or 64
+        peer.settimeout(0.2)
+        with suppress(TimeoutError):
+            peer.sendall(burst)
 
 
 def no_zeromq(field: Field) -> int:
@@ -344,7 +377,9 @@ def no_zeromq(field: Field) -> int:
         with suppress(OSError):
             held.append(socket.create_connection((host, int(port)), timeout=1))
             greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL"
-            held[-1].sendall(field.random.choice([b"", field.bytes(200), greeting, b"GET / HTTP/1.1\r\n\r\n"]))
+            held[-1].sendall(
+                field.random.choice([b"", field.bytes(200), greeting, b"GET / HTTP/1.1\r\n\r\n"])
+            )
             n += 1
         if len(held) >= 100:
             held.pop(field.random.randrange(100)).close()
@@ -387,6 +422,33 @@ def never_reads(field: Field) -> int:
     return n
 
 
+def register_flood(field: Field) -> int:
+    """An instance that is, as fast as it can, one of ever another service."""
+    n = 0
+    with field.dealer() as dealer:
+        while field.is_time_left:
+            n += 1
+            with suppress(zmq.Again):
+                dealer.send(message(hello("instance"), ready(f"r-{n}", f"r-{n}", f"/r/{n}")))
+            drain(dealer)
+    return n
+
+
+def name_flood(field: Field) -> int:
+    """A client that asks, as fast as it can, for services and paths that it makes up."""
+    n = 0
+    with field.dealer() as dealer:
+        dealer.send(message(hello("client")))
+        while field.is_time_left:
+            with suppress(zmq.Again):
+                dealer.send(
+                    message(*[request(n + i, f"{'/' * (i % 2)}made-up/{n + i}") for i in range(1, 33)])
+                )
+                n += 32
+            drain(dealer)
+    return n
+
+
 def flood(field: Field) -> int:
     """A client that asks as fast as it can, 32 requests a message, and never reads."""
     n = 0
@@ -416,6 +478,8 @@ ATTACKS: dict[str, Callable[[Field], int]] = {
         no_zeromq,
         storms,
         never_reads,
+        register_flood,
+        name_flood,
         flood,
     )
 }

@@ -201,9 +201,7 @@ def test_a_router_that_slept_for_a_moment_loses_no_call(parties: Parties, tmp_pa
     assert {i["state"] for i in instances(client).values()} == {"ready"}
 
 
-def test_a_router_that_slept_for_long_expires_nobody_when_it_wakes(
-    parties: Parties, tmp_path: Path
-) -> None:
+def test_a_router_that_slept_for_long_expires_nobody_when_it_wakes(parties: Parties, tmp_path: Path) -> None:
     """SIGSTOP for 5 s: that is longer than its peers wait for a host that may be gone, so calls in flight
     are told 502 meanwhile; but on waking it calls nobody silent, and a second later all is as before."""
     router, endpoint = parties.router()

@@ -72,7 +72,9 @@ def worker(parties: Parties, endpoint: str, service: str, **options: Any) -> Par
     client = parties.client(endpoint)
     before = len(status(client)["services"].get(service, {"instances": []})["instances"])
     party = parties.start("majortomo_worker", endpoint, service, {**BRISK, **options})
-    wait_for(lambda: len(status(client)["services"].get(service, {"instances": []})["instances"]) > before, 20)
+    wait_for(
+        lambda: len(status(client)["services"].get(service, {"instances": []})["instances"]) > before, 20
+    )
     return party
 
 

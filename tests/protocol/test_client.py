@@ -88,7 +88,7 @@ def test_a_client_that_the_wrong_door_sent_away_asks_again_and_tells_so() -> Non
     net = Net()
     caller = net.caller(net.back)
     assert caller.machine.phase is Phase.ABSENT
-    assert any("sent away by the router: 403" in note for note in caller.machine.notes)
+    assert any("refused by the router: 403" in note for note in caller.machine.notes)
     net.drop(caller)
     net.connect(caller, net.front)
     assert caller.machine.phase is Phase.PRESENT

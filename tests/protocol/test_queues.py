@@ -34,6 +34,24 @@ def test_a_thousand_calls_of_one_client_delay_anothers_one_call_by_one(queue: Fa
     assert queue.pop() == 1
 
 
+def test_where_there_is_no_room_the_newest_of_whoever_has_the_most_gives_way(
+    queue: FairQueue[str, int],
+) -> None:
+    for client, entry in (("busy", 1), ("busy", 2), ("busy", 3), ("other", 4)):
+        queue.push(client, entry)
+    assert queue.surplus("modest") == 3
+    assert queue.surplus("other") == 3
+    assert queue.surplus("busy") is None
+
+
+def test_nobody_gives_way_to_one_who_would_then_have_more_than_they(queue: FairQueue[str, int]) -> None:
+    assert queue.surplus("a") is None
+    queue.push("a", 1)
+    assert queue.surplus("b") is None
+    queue.push("a", 2)
+    assert queue.surplus("b") == 2
+
+
 def test_clients_take_turns(queue: FairQueue[str, int]) -> None:
     for client, entry in (("a", 1), ("a", 2), ("a", 3), ("b", 4), ("b", 5), ("c", 6)):
         queue.push(client, entry)

@@ -345,12 +345,22 @@ def test_an_instance_that_registers_anew_replaces_its_former_self() -> None:
     net = Net()
     caller, worker = net.caller(), net.worker(wid="same")
     asked = caller.ask("svc")
-    heir = net.worker(wid="same")
+    secret, _, session = worker.machine.epoch.partition("-")
+    heir = net.raw_instance(wid="same", epoch=f"{secret}-{int(session) + 1}")
     assert asked.code == 502
     caller.ask("svc")
-    assert len(heir.jobs) == 1
+    assert len(heir.got(mesh.REQUEST)) == 1
     assert len(status_of(net)) == 1
-    assert len(worker.seen) == 1
+
+
+def test_an_instance_keeps_its_name_against_one_that_has_only_read_it_in_mmi_status() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker(wid="same")
+    asked = caller.ask("svc")
+    thief = net.raw_instance(wid="same", epoch="f" * 32 + "-1")
+    assert thief.goodbyes() == [409]
+    worker.reply()
+    assert asked.code == 200
 
 
 def test_with_a_register_secret_only_who_knows_it_may_register() -> None:

@@ -1,0 +1,61 @@
+"""``butler-mesh``: help that teaches, and quickly."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+import butler_mesh
+from butler_mesh.cli.main import main
+from tests.programs import ROOT, run
+
+COMMANDS = ("router", "serve", "call")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_all_commands_and_shows_a_whole_mesh(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == (0 if arguments else 2)
+    shown = result.output
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}  ", shown, re.MULTILINE)
+        assert f"butler-mesh {command}" in shown
+    assert "from butler_mesh import Service" in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_has_examples(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Examples:" in result.output
+    assert f"  butler-mesh {command}" in result.output.partition("Examples:")[2]
+
+
+def test_an_unknown_command_is_refused() -> None:
+    result = CliRunner().invoke(main, ["bogus"])
+    assert result.exit_code == 2
+    assert "bogus" in result.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.exit_code == 0
+    assert butler_mesh.__version__ in result.output
+
+
+def test_setup_installs_it_as_butler_mesh() -> None:
+    assert '"butler-mesh = butler_mesh.cli.main:main"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_help_loads_nothing_that_only_a_running_command_needs() -> None:
+    code, out, err = run(
+        "-c",
+        "import sys; from butler_mesh.cli.main import main\n"
+        "try: main(['call', '--help'])\n"
+        "finally: print(sorted({'gevent', 'zmq', 'ujson', 'werkzeug', 'jinja2', 'rich'} & set(sys.modules)))",
+    )
+    assert code == 0, err
+    assert out.decode().splitlines()[-1] == "[]"
