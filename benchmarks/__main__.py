@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -76,8 +77,6 @@ class Party:
 def _endpoints(scheme: str, directory: str, n: int) -> list[str]:
     if scheme == "ipc":
         return [f"ipc://{directory}/{i}.sock" for i in range(n)]
-    import socket
-
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
     found = [f"tcp://127.0.0.1:{each.getsockname()[1]}" for each in sockets]
     for each in sockets:
@@ -150,8 +149,10 @@ def main() -> None:
 
 def _print(found: dict[tuple[str, int, int], list[dict[str, float]]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 130)
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; medians")
-    table = Table("form", "bytes", "in flight", "calls/s (range)", "p50 µs", "p99 µs", "CPU µs/call", "of which")
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; medians"
+    )
+    table = Table("form", "bytes", "in flight", "calls/s (range)", "p50 µs", "p99 µs", "CPU µs", "of which")
     for (form, size, in_flight), rounds in found.items():
 
         def median(name: str, rounds: list[dict[str, float]] = rounds) -> float:

@@ -145,9 +145,9 @@ class Application:
         handler: MessageHandler = match.target(self, message)
         return handler.run(*match.args, **match.kwargs)
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Answer one request to this service."""
-        answer(delivery, self._respond, tracebacks=self.tracebacks)
+    def deliver(self, delivery: Delivery) -> bool:
+        """Answer one request to this service; False when its handler failed."""
+        return answer(delivery, self._respond, tracebacks=self.tracebacks)
 
     def handle_response(self, response: ServiceResponse) -> Any:
         """Run our own handler for a reply, if there is one; return what it returned."""

@@ -27,13 +27,13 @@ MAX_TRACEBACK = 16 * 1024
 
 def answer(
     delivery: Delivery, handle: Callable[[ServiceRequest], ServiceResponse], *, tracebacks: bool = True
-) -> None:
-    """Decode a delivery, let ``handle`` make the response, send it or what it raised."""
+) -> bool:
+    """Decode a delivery, let ``handle`` make the response, send it or what it raised; False for that."""
     try:
         request = decode_request(delivery.envelope, delivery.flags)
     except BadEnvelope as error:
         send_reply(delivery, status.BAD_REQUEST, None, str(error))
-        return
+        return True
     request.deadline, request.target, request.conn_id = delivery.deadline, delivery.target, delivery.number
     trace = request.headers.get(tracing.HEADER)
     if trace:
@@ -42,6 +42,8 @@ def answer(
         send_response(delivery, handle(request))
     except BaseException as error:
         send_failure(delivery, error, tracebacks=tracebacks)
+        return False
+    return True
 
 
 def send_reply(

@@ -217,8 +217,8 @@ class Service:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def _deliver(self, delivery: Delivery) -> None:
-        answer(delivery, self._respond, tracebacks=self.tracebacks)
+    def _deliver(self, delivery: Delivery) -> bool:
+        return answer(delivery, self._respond, tracebacks=self.tracebacks)
 
     def _respond(self, request: ServiceRequest) -> ServiceResponse:
         if self._inbox is not None:

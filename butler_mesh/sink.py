@@ -13,8 +13,9 @@ from butler_mesh.addresses import check_endpoint
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.pump import Pump
 from butler_mesh.connections.sockets import dial, listen
-from butler_mesh.errors import Closed, DeadlineExceeded
+from butler_mesh.errors import Closed, DeadlineExceeded, UsageError
 from butler_mesh.protocol.member import Phase
+from butler_mesh.protocol.mesh import MAX_BODY_BYTES
 from butler_mesh.protocol.sink import SinkProtocol, SourceProtocol
 
 DEFAULT_SINK = "tcp://127.0.0.1:5558"
@@ -96,9 +97,11 @@ class SinkSender:
     def send(self, event: Any) -> bool:
         """Send one event (any JSON value) and return at once; False when too much waits already.
 
-        Raises NotSerializable.
+        Raises NotSerializable, and UsageError for an event over 16 MiB.
         """
         data = codec.dumps(event)
+        if len(data) > MAX_BODY_BYTES:
+            raise UsageError(f"an event of {len(data)} bytes is over {MAX_BODY_BYTES}")
         if self._pump is None or self._machine is None or self._pid != os.getpid():
             if self._pump is not None:
                 self._pump.abandon()

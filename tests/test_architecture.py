@@ -101,6 +101,7 @@ WITHOUT_TEST = {
     "__init__": "the public names; test_architecture loads them",
     "__main__": "one call; tests/cli runs it as a process",
     "clock": "a type and a name, nothing that could go wrong",
+    "connections.base": "abstract: tests/connections/contract.py tests every engine against it",
 }
 
 

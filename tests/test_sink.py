@@ -8,7 +8,14 @@ from typing import Any
 import gevent
 import pytest
 
-from butler_mesh.errors import AddressError, AddressInUse, Closed, DeadlineExceeded, NotSerializable
+from butler_mesh.errors import (
+    AddressError,
+    AddressInUse,
+    Closed,
+    DeadlineExceeded,
+    NotSerializable,
+    UsageError,
+)
 from butler_mesh.protocol import sink as protocol
 from butler_mesh.router import Router
 from butler_mesh.service import Service
@@ -204,3 +211,9 @@ FORK = """
 def test_after_a_fork_parent_and_child_send_each_over_its_own_connection() -> None:
     with Program.of(FORK) as program:
         assert program.ends() == 0, program.stderr
+
+
+def test_an_event_over_16_mib_is_refused_where_it_is_sent() -> None:
+    sender = SinkSender(DEFAULT_SINK)
+    with pytest.raises(UsageError, match="over 16777216"):
+        sender.send("x" * (16 * 1024 * 1024))

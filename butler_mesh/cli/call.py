@@ -10,7 +10,7 @@ import click
 from butler_mesh.cli.terminal import Refusal
 
 
-@click.command()
+@click.command(short_help="Send one request and print the reply.")
 @click.argument("address")
 @click.argument("path")
 @click.argument("arguments", metavar="[JSON]", default="{}")

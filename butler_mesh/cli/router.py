@@ -10,7 +10,7 @@ FRONTEND = "tcp://127.0.0.1:5555"
 BACKEND = "tcp://127.0.0.1:5556"
 
 
-@click.command()
+@click.command(short_help="Run a router.")
 @click.option(
     "--frontend",
     "frontends",

@@ -12,7 +12,7 @@ import click
 from butler_mesh.cli.terminal import Refusal, log_level_option, log_to_stderr
 
 
-@click.command()
+@click.command(short_help="Run the Service or Application of a module.")
 @click.argument("target", metavar="MODULE:OBJECT")
 @log_level_option
 def serve(target: str, log_level: str) -> None:

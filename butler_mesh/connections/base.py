@@ -76,7 +76,8 @@ class Delivery(ABC):
         """Block the handler's greenlet until the stream's reader takes one more part."""
 
 
-Handler = Callable[[Delivery], None]
+Handler = Callable[[Delivery], object]
+"""Answers a delivery. Returns False when that failed, so that its greenlet is not used again."""
 
 
 class InstanceConnection(ABC):

@@ -108,11 +108,12 @@ class ControlPlane:
         try:
             for endpoint, instance in self._links:
                 socket = context.socket(zmq.DEALER)
+                # At once: the context's end waits for every socket to be closed.
+                sockets.append((socket, ControlProtocol(monotonic(), instance, self._report)))
                 socket.setsockopt(zmq.IMMEDIATE, 1)
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.setsockopt(zmq.IPV6, int("[" in endpoint))
                 socket.connect(endpoint)
-                sockets.append((socket, ControlProtocol(monotonic(), instance, self._report)))
             poller = zmq.Poller()
             poller.register(self._wake_read, zmq.POLLIN)
             for socket, _ in sockets:

@@ -358,7 +358,7 @@ class MeshInstance(InstanceConnection):
             return True
         deadlines.current.set(job.deadline)
         try:
-            handler(delivery)
+            has_failed = handler(delivery) is False
         except Stopped as stopped:
             self._fail(delivery, stopped.status, stopped.message)
             return False
@@ -369,7 +369,7 @@ class MeshInstance(InstanceConnection):
             return False
         if not job.is_over:
             self._fail(delivery, status.SERVER_ERROR, "the handler sent no reply")
-        return True
+        return not has_failed
 
     def _fail(self, delivery: MeshDelivery, code: int, message: str) -> None:
         if not delivery.job.is_over:

@@ -73,7 +73,10 @@ class Directory:
         orphans = [
             name
             for name, pool in self.pools.items()
-            if name[:1] == b"/" and not pool.instances and pool is not heir and self._prefix_owner(name) is heir
+            if name[:1] == b"/"
+            and not pool.instances
+            and pool is not heir
+            and self._prefix_owner(name) is heir
         ]
         for name in orphans:
             for call in self.pools.pop(name).queue:

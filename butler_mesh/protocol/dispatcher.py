@@ -123,7 +123,10 @@ class Dispatcher:
             self.counters.add("expired.on_arrival")
             client.refuse(id_, mesh.pack_failure(status.DEADLINE_PASSED, "deadline passed on the way"))
             return
-        if len(pool.queue) >= self.queue_limit or self.queued_bytes > MAX_QUEUED_BYTES:
+        if self._is_full(pool):
+            # What this turn has read was not matched yet: only what nobody is free for fills the queue.
+            self.dispatch(now)
+        if self._is_full(pool):
             self.counters.add("refused.queue_full")
             # One client that floods must not cost the others their place.
             other = pool.queue.surplus(client)
@@ -365,6 +368,9 @@ class Dispatcher:
             self.counters.add("refused.too_many_services")
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "too many services", RETRY_AFTER_S))
         return pool
+
+    def _is_full(self, pool: ServicePool) -> bool:
+        return len(pool.queue) >= self.queue_limit or self.queued_bytes > MAX_QUEUED_BYTES
 
     def _enqueue(self, call: Call, *, front: bool = False) -> None:
         client, pool = call.client, call.pool

@@ -1,4 +1,4 @@
-"""The second plane: an instance that computes is told from one that is dead, by a thread that leaves no trace."""
+"""The second plane: an instance that computes is told from a dead one, by a thread that leaves no trace."""
 
 from __future__ import annotations
 
@@ -163,11 +163,11 @@ def test_stop_right_after_start_is_well() -> None:
         plane.stop()
 
 
-def test_an_endpoint_that_cannot_be_does_not_hang_stop(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_thread_that_fails_does_not_hang_stop() -> None:
     plane = ControlPlane([("nonsense://x", instance())])
     plane.start()
     plane.stop()
-    capfd.readouterr()
 
 
 # --- what it says -------------------------------------------------------------------------------
@@ -276,8 +276,10 @@ def test_heartbeats_that_nobody_takes_do_not_pile_up(talk: Talk) -> None:
         talk.turn(1.0)
         assert talk.machine.outbox.pending_bytes < 4096
     talk.socket.is_full = False
-    talk.turn(1.0)
-    assert talk.machine.phase is Phase.PRESENT
+    # The router was silent for long: it is greeted like a new one.
+    assert mesh.HELLO in [kind for kind, _ in [*talk.turn(1.0), *talk.turn(1.0)]]
+    talk.welcome()
+    talk.turn()
     assert [kind for kind, _ in talk.turn(1.0)] == [mesh.HEARTBEAT]
 
 

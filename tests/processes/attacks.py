@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -344,28 +343,6 @@ def mdp_garbage(field: Field) -> int:
 
 
 # --- below ZeroMQ, and around it ------------------------------------------------------------------
-
-
-def zmtp_message(frame: bytes) -> bytes:
-    """Return a message of one frame as ZMTP 3 writes it."""
-    if len(frame) < 256:
-        return b"\0" + bytes([len(frame)]) + frame
-    return b"\2" + struct.pack(">Q", len(frame)) + frame
-
-
-def reset_after(host: str, port: int, burst: bytes) -> None:
-    """Be a DEALER that sends all this at once, reads nothing, and is reset."""
-    greeting = b"\xff" + bytes(8) + b"\x7f\3\0" + b"NULL".ljust(20, b"\0") + bytes(32)
-    properties = b"\5READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-    with socket.create_connection((host, port), timeout=5) as peer:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.sendall(greeting + b"\4" + bytes([len(properties)]) + properties)
-        received = 0
-        while received < 64:  # the router's greeting
-            received += len(peer.recv(4096)) or 64
-        peer.settimeout(0.2)
-        with suppress(TimeoutError):
-            peer.sendall(burst)
 
 
 def no_zeromq(field: Field) -> int:

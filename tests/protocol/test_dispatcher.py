@@ -922,3 +922,14 @@ def test_a_window_for_a_queued_or_unknown_call_or_of_the_wrong_size_does_nothing
     assert worker.jobs[0].window == 1
     worker.reply()
     assert worker.jobs[0].window == 1
+
+
+def test_a_burst_of_one_turn_fills_the_queue_only_with_what_nobody_is_free_for() -> None:
+    net = Net(queue_limit=1)
+    caller, worker = net.caller(), net.worker(credit=1)
+    asked = [caller.ask("svc", settle=False) for _ in range(3)]
+    net.settle()
+    assert [call.code for call in asked] == [None, None, 503]
+    worker.reply()
+    worker.reply()
+    assert [call.code for call in asked] == [200, 200, 503]
