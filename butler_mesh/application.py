@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class Application:
 
     ``handler_tuples`` are ``(regex, handler class)``; of those that match a path the first wins, and two
     that claim the same raise RouteCollision at once. ``template_loader`` is what ``load_jinja2_env``
-    returns. ``cookie_secret`` signs cookies.
+    returns. ``cookie_secret`` is kept for handlers that sign cookies.
     """
 
     def __init__(
@@ -152,14 +152,15 @@ class Application:
     def handle_response(self, response: ServiceResponse) -> Any:
         """Run our own handler for a reply, if there is one; return what it returned."""
         match = self.routes.match(RouteKind.SERVICE, response.path)
-        if match is None or "response" not in match.target.allowed():
+        if match is None or not callable(getattr(match.target, "response", None)):
             return None
         return match.target(self, response).run(*match.args, **match.kwargs)
 
-    def handle_response_later(self, response: ServiceResponse) -> None:
-        """The same in a greenlet of its own, for a reply that nobody waits for."""
+    def handle_response_later(self, response: ServiceResponse, context: Context | None = None) -> None:
+        """The same in a greenlet of its own, for a reply that nobody waits for; in ``context``, whose
+        deadline does not bind it."""
         if self.routes.match(RouteKind.SERVICE, response.path) is not None:
-            context = copy_context()
+            context = copy_context() if context is None else context
             context.run(deadlines.current.set, deadlines.NEVER)
             self.background.spawn(context.run, self._handle_guarded, response)
 

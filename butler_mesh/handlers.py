@@ -73,13 +73,12 @@ class MessageHandler:
 
     @classmethod
     def allowed(cls) -> list[str]:
-        """Return the request methods that this class answers, lower case."""
-        return [name for name in cls.methods if callable(getattr(cls, name, None))]
+        """Return the request methods that this class answers, lower case; ``response`` is of replies."""
+        return [name for name in cls.methods if name != "response" and callable(getattr(cls, name, None))]
 
     def unsupported(self) -> Any:
         """Answer a method that this class does not have: 405, and those it has in ``Allow``."""
-        # No request has the method ``response``: only replies do.
-        allowed = [name for name in self.allowed() if name != "response"]
+        allowed = self.allowed()
         error = MethodNotAllowed(f"{self.message.method} is not one of {', '.join(allowed)}", status=405)
         error.headers = {"Allow": ", ".join(name.upper() for name in allowed)}
         raise error

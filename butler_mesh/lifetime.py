@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from gevent.event import Event
 from gevent.hub import get_hub
@@ -24,6 +24,8 @@ class Lifetime:
     # Those that run now: one process may hold a router and a service, and a signal means them all.
     _running: list[Lifetime] = []  # noqa: RUF012 (shared on purpose)
     _was_told = False
+    # What the signals did before the first of them, to be put back after the last.
+    _before: ClassVar[dict[signal.Signals, Any]] = {}
 
     def __init__(self) -> None:
         self._stop = Event()
@@ -35,13 +37,12 @@ class Lifetime:
         In threads other than the main one signals are left alone.
         """
         self._stop.clear()
-        before: dict[signal.Signals, Any] = {}
         is_main = threading.current_thread() is threading.main_thread()
         if is_main:
             if not Lifetime._running:
                 Lifetime._was_told = False
                 # Not gevent's watchers: those wait for the hub, which a computing handler keeps busy.
-                before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+                Lifetime._before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
             Lifetime._running.append(self)
         # A loop without watchers would end: whoever waits for a signal waits for something.
         reason_to_live = get_hub().loop.async_()
@@ -57,8 +58,9 @@ class Lifetime:
                 reason_to_live.close()
                 if is_main:
                     Lifetime._running.remove(self)
-                for number, handler in before.items():
-                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
+                    if not Lifetime._running:
+                        for number, handler in Lifetime._before.items():
+                            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def stop(self) -> None:
         """Make ``run`` close and return."""

@@ -104,7 +104,7 @@ def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool =
         except NotSerializable:
             send_reply(delivery, error.status, None, _clean(error.message))
         return
-    _log.error("handler-failed %s", delivery.target, exc_info=error)
+    _log.error("handler-failed %.200r", delivery.target, exc_info=error)
     kind = error.type if isinstance(error, RemoteError) and error.type else type(error).__name__
     message = _clean(error.message) if isinstance(error, RemoteError) else _text(error)
     details = {"type": kind, "message": message}

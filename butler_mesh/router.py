@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,6 +48,7 @@ class Router:
         self.grace = grace
         self._options = options
         self._node: RouterNode | None = None
+        self._pid = 0
         self._lifetime = Lifetime()
         self.frontend = Side(self, clients=True, services=False)
         self.backend = Side(self, clients=False, services=True)
@@ -56,7 +58,15 @@ class Router:
         """The machine and its sockets, made when first asked for, by the process that asks."""
         if self._node is None:
             self._node = RouterNode(**self._options)
+            self._pid = os.getpid()
+        if self._pid != os.getpid():
+            raise UsageError("a router is its process's own: a fork connects to its endpoint")
         return self._node
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was made by this process and not by one that this is a fork of."""
+        return self._node is not None and self._pid == os.getpid()
 
     def bind(self, endpoint: str) -> str:
         """Listen here for clients and services both; for loopback and ipc.
@@ -90,8 +100,10 @@ class Router:
         """Tell everybody, close the sockets. A router that was stopped may be bound again."""
         self._lifetime.stop()
         node, self._node = self._node, None
-        if node is not None:
+        if node is not None and self._pid == os.getpid():
             node.close()
+        elif node is not None:
+            node.abandon()
 
     def _drain_and_stop(self) -> None:
         if self._node is not None:
@@ -135,7 +147,7 @@ class Embedded:
     @property
     def is_host(self) -> bool:
         """Whether the router is in this process."""
-        return self.router is not None
+        return self.router is not None and self.router.is_ours
 
     def stop(self) -> None:
         """Give the router up; another process takes it over."""
@@ -152,9 +164,21 @@ class Embedded:
         except AddressInUse:
             router.stop()
             return False
+        except UsageError:
+            router.stop()
+            raise
         self.router = router
         return True
 
     def _race(self) -> None:
-        while not self._bind():
+        complaint = ""
+        while True:
+            try:
+                if self._bind():
+                    return
+            except UsageError as error:
+                # It may pass: a directory that is being made, a file in the way.
+                if str(error) != complaint:
+                    complaint = str(error)
+                    _log.warning("embed-failed %s", complaint)
             gevent.sleep(self.RETRY_S)

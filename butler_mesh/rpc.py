@@ -7,9 +7,6 @@ from typing import Any, Protocol
 
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 
-RESERVED = ("timeout", "close")
-"""Names that act on the proxy itself, as they did in butler."""
-
 
 class _Sender(Protocol):
     timeout: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -73,6 +74,7 @@ class Service:
         }
         self._functions: dict[str, Callable[..., Any]] = {}
         self._connection: InstanceConnection | None = None
+        self._pid = 0
         # The router of the brokerless form, which this service owns.
         self._own_router: Router | None = None
         self._lifetime = Lifetime()
@@ -84,11 +86,11 @@ class Service:
     def bind(cls, endpoint: str, name: str | None = None, **options: Any) -> Service:
         """Return a service that clients connect to without a router between: it holds one itself.
 
-        Raises AddressInUse, and UsageError for an endpoint that is not loopback.
+        Its port takes clients only. Raises AddressInUse.
         """
         router = Router()
         try:
-            router.bind(endpoint)
+            router.frontend.bind(endpoint)
         except BaseException:
             router.stop()
             raise
@@ -137,7 +139,12 @@ class Service:
 
     def start(self) -> Self:
         """Register and answer in the background; returns the service."""
+        if self._connection is not None and self._pid != os.getpid():
+            # A fork's: its parent goes on with it, and this process registers for itself.
+            self._connection.abandon()
+            self._connection = None
         if self._connection is None:
+            self._pid = os.getpid()
             target: RouterNode | Address | None = self._address
             if self._router is not None:
                 target = self._router.node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextvars import copy_context
 from typing import Any
 
 import gevent
@@ -119,18 +120,22 @@ class ServiceClientMixin:
         client, is_own = self._client(address)
         application = getattr(self, "application", None)
         path = request.path
+        # Of whoever sends it: the handler of the reply belongs to the same trace.
+        context = copy_context()
 
         def on_reply(kind: int, code: int, flags: int, envelope: bytes) -> None:
             if kind != FINAL:
                 return
-            response = decode_response(code, flags, envelope, path)
-            if not response.is_success:
-                _log.warning("nowait-failed %s: %s %s", path, code, response.status_msg)
-            later = getattr(application, "handle_response_later", None)
-            if later is not None:
-                later(response)
-            if is_own:
-                gevent.spawn(client.close)
+            try:
+                response = decode_response(code, flags, envelope, path)
+                if not response.is_success:
+                    _log.warning("nowait-failed %.200r: %s %.200r", path, code, response.status_msg)
+                later = getattr(application, "handle_response_later", None)
+                if later is not None:
+                    later(response, context)
+            finally:
+                if is_own:
+                    gevent.spawn(client.close)
 
         client.submit(None, request, on_reply, timeout=timeout, inherit=False)
 

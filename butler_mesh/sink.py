@@ -47,7 +47,7 @@ class Sink:
         while True:
             while self._machine.events:
                 try:
-                    return codec.loads(self._machine.events.popleft())
+                    return codec.loads(self._machine.pop())
                 except ValueError:
                     self._machine.counters.add("dropped.malformed")
             if self._is_closed:

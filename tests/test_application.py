@@ -200,7 +200,7 @@ def test_options_of_a_path_without_a_route_describes_the_application(mesh: Mesh)
     assert described == {
         "paths": {
             "^/one$": {"methods": ["options", "request"], "doc": "The first."},
-            "^/answers$": {"methods": ["options", "response"], "doc": "Takes replies only."},
+            "^/answers$": {"methods": ["options"], "doc": "Takes replies only."},
         }
     }
     assert mesh.client().request("app", "/", method="OPTIONS").body == described

@@ -425,7 +425,7 @@ def test_a_client_that_vanishes_mid_call_stops_its_handler(mesh: Mesh) -> None:
     client = mesh.client()
     client.request_lazy("svc", "/endless")
     wait_for(lambda: mesh.router.status()["services"]["svc"]["instances"][0]["in_flight"] == 1)
-    for _, pump in client._connect()._links:  # type: ignore[attr-defined]
+    for pump in client._connect()._links.values():  # type: ignore[attr-defined]
         pump.close()  # without a word
     wait_for(lambda: ended == [1])
     client.close(drain=0.0)

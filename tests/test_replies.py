@@ -117,7 +117,7 @@ def test_any_other_exception_is_500_with_type_message_and_traceback(caplog: pyte
     assert response.error["type"] == "ValueError"
     assert response.error["message"] == "why"
     assert response.error["traceback"].startswith("Traceback (most recent call last)")
-    assert [record.getMessage() for record in caplog.records] == ["handler-failed svc"]
+    assert [record.getMessage() for record in caplog.records] == ["handler-failed 'svc'"]
 
 
 def test_tracebacks_can_be_kept_at_home() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import gevent
@@ -357,13 +359,11 @@ def test_a_bound_service_answers_clients_without_a_router_between(endpoint: str,
         assert client.rpc("svc").echo(2) == 2
 
 
-def test_a_bound_service_refuses_an_address_that_is_taken_or_not_loopback() -> None:
+def test_a_bound_service_refuses_an_address_that_is_taken_or_malformed() -> None:
     with Router() as router:
         endpoint = router.bind(ANY_PORT)
         with pytest.raises(AddressInUse):
             Service.bind(endpoint, "svc")
-    with pytest.raises(UsageError, match="loopback"):
-        Service.bind("tcp://0.0.0.0:5555", "svc")
     with pytest.raises(AddressError):
         Service.bind("tcp://127.0.0.1:99999", "svc")
     # Nothing was left bound: the port can be had again.
@@ -617,3 +617,49 @@ def test_a_killed_instance_is_502_within_a_second_and_another_goes_on(mesh: Mesh
         assert monotonic() - before < 1.0
     mesh.service(echo)
     assert client.request("svc", "/echo", {"value": 1}).body == 1
+
+
+def test_a_bound_services_port_is_for_clients_a_rival_instance_is_refused() -> None:
+    service = Service.bind(ANY_PORT, "svc")
+    service.register_function(lambda: "mine", "whose")
+    assert service._own_router is not None
+    with service:
+        endpoint = service._own_router.node.endpoints[0]
+        with Service(endpoint, "svc") as rival, Client(endpoint) as client:
+            rival.register_function(lambda: "a rival's", "whose")
+            assert not rival.wait_until_registered(0.3)
+            assert {client.rpc("svc").whose() for _ in range(10)} == {"mine"}
+
+
+@pytest.mark.slow
+def test_a_fork_that_closes_the_service_it_inherited_leaves_the_parents_alone() -> None:
+    script = """
+import os, time
+import gevent, gevent.os
+from butler_mesh import Client, Router, Service
+
+with Router() as router:
+    endpoint = router.bind("tcp://127.0.0.1:*")
+    with Service(endpoint, "svc") as service, Client(endpoint) as client:
+        service.register_function(lambda: os.getpid(), "pid")
+        assert client.rpc("svc").pid() == os.getpid()
+        (instance,) = router.node.machine.instances.values()
+        until = time.monotonic() + 10
+        while instance.control is None:
+            assert time.monotonic() < until, "no control connection"
+            gevent.sleep(0.02)
+        done, closed = os.pipe()
+        if gevent.os.fork() == 0:
+            service.close()
+            os.write(closed, b"x")
+            os._exit(0)
+        with gevent.Timeout(10):
+            assert gevent.os.tp_read(done, 1) == b"x"
+        for _ in range(30):
+            assert client.rpc("svc").pid() == os.getpid()
+            gevent.sleep(0.05)
+        assert instance.control is not None
+print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "fine\n", done.stderr

@@ -207,7 +207,7 @@ def test_a_nowait_failure_that_no_handler_takes_is_logged(
     caller = Caller(Application(None, []))
     caller.send_service_request_nowait(address, caller.create_service_request("/nothing"))
     wait_for(lambda: caplog.records)
-    assert caplog.records[0].getMessage().startswith("nowait-failed /nothing: 404")
+    assert caplog.records[0].getMessage().startswith("nowait-failed '/nothing': 404")
 
 
 def test_a_nowait_request_outlives_the_deadline_of_what_caused_it(

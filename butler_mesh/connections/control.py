@@ -8,6 +8,7 @@ or reply: a router takes its word only for the (wid, epoch) of a live work conne
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from butler_mesh.protocol.member import Member
 TURN_INTERVAL_S = 0.25
 """How often the hub shows that it turns: lag below this is not told from none."""
 _WAKE_MS = 250
+
+_log = logging.getLogger("butler_mesh.service")
 _STALE_BYTES = 2048
 """Some twenty heartbeats that could not be sent: nobody will want them."""
 
@@ -73,6 +76,8 @@ class ControlPlane:
         self._report = {"turned_at": monotonic()}
         self._wake_read, self._wake_write = os.pipe()
         self._done = _allocate_lock()
+        # What broke in the thread, which must not log.
+        self.fault = ""
         self._timer = get_hub().loop.timer(TURN_INTERVAL_S, TURN_INTERVAL_S)
 
     def start(self) -> None:
@@ -98,13 +103,26 @@ class ControlPlane:
         os.close(self._wake_write)
 
     def _turned(self) -> None:
+        if self.fault:
+            _log.error("control-failed %s", self.fault)
+            self.fault = ""
         self._report["turned_at"] = monotonic()
 
     # --- the thread ---------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            while self._report_until_broken():
+                pass
+        finally:
+            self._done.release()
+
+    def _report_until_broken(self) -> bool:
+        """Speak for the instance; True when something broke, and it is worth beginning anew."""
         context: zmq.Context[Any] = zmq.Context()
         sockets: list[tuple[Any, ControlProtocol]] = []
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
         try:
             for endpoint, instance in self._links:
                 socket = context.socket(zmq.DEALER)
@@ -114,19 +132,22 @@ class ControlPlane:
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.setsockopt(zmq.IPV6, int("[" in endpoint))
                 socket.connect(endpoint)
-            poller = zmq.Poller()
-            poller.register(self._wake_read, zmq.POLLIN)
-            for socket, _ in sockets:
                 poller.register(socket, zmq.POLLIN)
             while self._wake_read not in dict(poller.poll(_WAKE_MS)):
                 now = monotonic()
                 for socket, machine in sockets:
                     _converse(socket, machine, now)
+        except Exception as error:
+            # Nobody else speaks for a busy hub. The hub logs what it finds here.
+            self.fault = repr(error)
+            for socket, _ in sockets:
+                poller.unregister(socket)
+            return self._wake_read not in dict(poller.poll(_WAKE_MS))
         finally:
             for socket, _ in sockets:
                 socket.close(0)
             context.term()
-            self._done.release()
+        return False
 
 
 def _converse(socket: Any, machine: ControlProtocol, now: float) -> None:

@@ -16,6 +16,7 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import gevent
 from gevent.event import Event
@@ -49,16 +50,17 @@ class MeshClient(ClientConnection):
     """One connection to each router; calls go to the first that has welcomed us."""
 
     def __init__(self, dials: Sequence[Dial], *, connect_timeout_s: float | None = None) -> None:
-        self._links: list[tuple[ClientProtocol, Pump]] = []
+        self._links: dict[ClientProtocol, Pump] = {}
         self._is_closed = False
         # Set in every turn: whatever ``close`` waits for may have come.
         self._changed = Event()
         options = {} if connect_timeout_s is None else {"connect_timeout_s": connect_timeout_s}
         for port in _open(dials):
             machine = ClientProtocol(monotonic(), **options)
-            pump = Pump(machine, after=_Replies(machine, self._changed), logger="butler_mesh.client")
-            self._links.append((machine, pump))
+            pump = Pump(machine, after=partial(self._after, machine), logger="butler_mesh.client")
+            self._links[machine] = pump
             pump.attach(port)
+        self._first = next(iter(self._links))
 
     def submit(
         self,
@@ -69,13 +71,13 @@ class MeshClient(ClientConnection):
         flags: int,
         on_reply: OnReply,
         window: int = 0,
-    ) -> tuple[Pending, ClientProtocol, Pump]:
+    ) -> Pending:
         if self._is_closed:
             raise Closed("the client is closed")
-        machine, pump = self._links[0]
+        machine = self._first
         if machine.phase is not Phase.PRESENT:
-            present = (link for link in self._links if link[0].phase is Phase.PRESENT)
-            machine, pump = next(present, self._links[0])
+            machine = self._present() or machine
+        pump = self._links[machine]
         now = monotonic()
         pump.arm(now)
         call = machine.submit(
@@ -90,25 +92,23 @@ class MeshClient(ClientConnection):
         if machine.outbox.pending_bytes > FLUSH_BYTES:
             # A burst of large bodies leaves at once: the bound is for what the socket does not take.
             pump.flush(now)
-        return call, machine, pump
+        return call
 
-    def cancel(self, call: tuple[Pending, ClientProtocol, Pump]) -> None:
-        pending, machine, pump = call
-        if pending.on_reply is not None:
-            pump.arm(monotonic())
-            machine.cancel(pending)
+    def cancel(self, call: Pending) -> None:
+        if call.on_reply is not None:
+            self._links[call.owner].arm(monotonic())
+            call.owner.cancel(call)
 
-    def grant(self, call: tuple[Pending, ClientProtocol, Pump], parts: int) -> None:
-        pending, machine, pump = call
+    def grant(self, call: Pending, parts: int) -> None:
         now = monotonic()
-        pump.arm(now)
-        machine.grant(pending, parts, now)
+        self._links[call.owner].arm(now)
+        call.owner.grant(call, parts, now)
 
     def close(self, drain_s: float) -> list[tuple[int, str]]:
         if not self._is_closed:
             self._is_closed = True
             until = monotonic() + drain_s
-            machines = [machine for machine, _ in self._links]
+            machines = list(self._links)
             for machine in machines:
                 machine.fail(status.CANCELLED, "the client was closed")
             self._arm()
@@ -121,29 +121,27 @@ class MeshClient(ClientConnection):
             _wait(self._changed, lambda: all(machine.phase is Phase.LEFT for machine in machines), until)
             # One turn more, whatever was waited for: it tells those whose calls have failed just now.
             gevent.sleep(0)
-            for _, pump in self._links:
+            for pump in self._links.values():
                 pump.close()
-        return [refusal for machine, _ in self._links for refusal in machine.refusals]
+        return [refusal for machine in self._links for refusal in machine.refusals]
 
     def abandon(self) -> None:
         self._is_closed = True
-        for _, pump in self._links:
+        for pump in self._links.values():
             pump.abandon()
 
+    def _present(self) -> ClientProtocol | None:
+        return next((machine for machine in self._links if machine.phase is Phase.PRESENT), None)
+
     def _arm(self) -> None:
-        for _, pump in self._links:
+        for pump in self._links.values():
             pump.arm(monotonic())
 
-
-class _Replies:
-    """A client's part of a turn: hand out what came, each to its caller."""
-
-    def __init__(self, machine: ClientProtocol, changed: Event) -> None:
-        self._machine = machine
-        self._changed = changed
-
-    def __call__(self, now: float) -> bool:
-        machine = self._machine
+    def _after(self, machine: ClientProtocol, now: float) -> bool:
+        """The client's part of a turn: what no router has seen goes to one that is there; what came is
+        handed out, each to its caller."""
+        if len(self._links) > 1:
+            self._fail_over(now)
         while machine.replies:
             replies, machine.replies = machine.replies, []
             for call, kind, code, flags, envelope in replies:
@@ -159,6 +157,16 @@ class _Replies:
                     _log.exception("reply-callback-failed")
         self._changed.set()
         return False
+
+    def _fail_over(self, now: float) -> None:
+        present = self._present()
+        if present is None:
+            return
+        for machine in self._links:
+            if machine.phase is not Phase.PRESENT and machine.calls:
+                self._links[present].arm(now)
+                for call in machine.release_unsent():
+                    present.adopt(call, now)
 
 
 class MeshDelivery(Delivery):
@@ -196,6 +204,12 @@ class MeshDelivery(Delivery):
             self._connection.arm_dirty(now)
 
     def wait_for_window(self) -> None:
+        # A reader without windows (Majordomo) is bounded by what the router's pipe takes.
+        outbox, changed = self.job.machine.outbox, self._connection.changed
+        while outbox.pending_bytes > FLUSH_BYTES:
+            _wait(changed, lambda: outbox.pending_bytes <= FLUSH_BYTES, self.deadline)
+            if monotonic() >= self.deadline:
+                return
         if self.job.window <= 0:
             self.window_opened = self.window_opened or Event()
             while self.job.window <= 0:
@@ -231,7 +245,9 @@ class MeshInstance(InstanceConnection):
         self._control: ControlPlane | None = None
         self._is_closed = False
         self._registered = Event()
-        self._changed = Event()
+        # Set in every turn: whatever somebody waits for may have come.
+        self.changed = Event()
+        self._pid = os.getpid()
 
     def serve(self, handler: Handler) -> None:
         self._handler = handler
@@ -262,24 +278,27 @@ class MeshInstance(InstanceConnection):
     def close(self, drain_s: float) -> None:
         if self._is_closed:
             return
+        if self._pid != os.getpid():
+            self.abandon()
+            return
         self._is_closed = True
         self.stop_intake()
         until = monotonic() + drain_s
-        _wait(self._changed, lambda: self._intake.running <= 0, until)
+        _wait(self.changed, lambda: self._intake.running <= 0, until)
         for worker in list(self._workers.running):
             delivery = worker.job
             if delivery is not None and worker is not getcurrent():
                 # From the hub: a greenlet that ends returns there, and not to whoever threw into it.
                 stopped = Stopped(status.UNAVAILABLE, "the service stops")
                 get_hub().loop.run_callback(self._workers.stop, worker, delivery, stopped)
-        _wait(self._changed, lambda: self._intake.running <= 0, monotonic() + STOP_S)
+        _wait(self.changed, lambda: self._intake.running <= 0, monotonic() + STOP_S)
         now = monotonic()
         for machine, pump in self._links.items():
             machine.goodbye()
             pump.arm(now)
         # The receipt says that the last replies have arrived; it is worth a moment beyond the grace.
         until = max(until, now + STOP_S)
-        _wait(self._changed, lambda: all(machine.phase is Phase.LEFT for machine in self._links), until)
+        _wait(self.changed, lambda: all(machine.phase is Phase.LEFT for machine in self._links), until)
         if self._control is not None:
             self._control.stop()
         for pump in self._links.values():
@@ -324,7 +343,9 @@ class MeshInstance(InstanceConnection):
                 return True
         if self.is_registered:
             self._registered.set()
-        self._changed.set()
+        else:
+            self._registered.clear()
+        self.changed.set()
         return False
 
     def _act(self, sign: Sign, job: Job) -> None:

@@ -50,6 +50,11 @@ class RouterNode:
             self._pump.attach(self._local)
         return self._local.connect(on_close)
 
+    @property
+    def endpoints(self) -> list[str]:
+        """Where it is bound, with the ports that were chosen."""
+        return list(self._sockets)
+
     def status(self) -> dict[str, Any]:
         """Return what ``mmi.status`` answers."""
         return self.machine.status(monotonic())

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
+from uuid import uuid4
 
 import zmq
 from gevent.hub import get_hub
@@ -73,7 +74,9 @@ class SocketPort:
         self._get = Backend.get.__get__(socket)
         self._pump: Pump | None = None
         # Before connect or bind: a handshake that nobody watched would never be told of.
-        self._monitor = socket.get_monitor_socket(_WATCHED)
+        self._monitor = _watch(socket)
+        # Whether what comes next is still the rest of a message of far too many frames.
+        self._is_skipping = False
         self._watchers: list[Any] = []
 
     @property
@@ -92,6 +95,10 @@ class SocketPort:
         loop.run_callback(self._read_monitor)
 
     def receive(self) -> tuple[bytes, bytes, Sequence[Frame]] | None:
+        if self._is_skipping:
+            self._rest()
+            self.look()
+            return b"", b"", _NO_FRAMES
         try:
             # A ROUTER puts the routing id before at least one more frame, always.
             routing_id = self._receive(_NOBLOCK) if self._is_router else b""
@@ -166,16 +173,19 @@ class SocketPort:
             self._pump.turn()
 
     def _rest(self) -> list[Frame] | None:
+        """Return the frames that follow the first; None where there are too many. Those are read a
+        thousand at a time, for a message of a million must not hold the hub."""
         frames: list[Frame] = []
-        n = 1
-        while True:
+        was_skipping = self._is_skipping
+        for _ in range(MAX_FRAMES - 1):
             frame = self._receive(_NOBLOCK, False)
-            n += 1
-            if n <= MAX_FRAMES:
-                # Large frames are passed on as they are; small ones cost less as bytes.
-                frames.append(frame if len(frame) > ATTACH_OVER else frame.bytes)
+            # Large frames are passed on as they are; small ones cost less as bytes.
+            frames.append(frame if len(frame) > ATTACH_OVER else frame.bytes)
             if not frame.more:
-                return frames if n <= MAX_FRAMES else None
+                self._is_skipping = False
+                return None if was_skipping else frames
+        self._is_skipping = True
+        return None
 
     def _send_frame(self, frame: Frame, flags: int) -> None:
         if isinstance(frame, zmq.Frame):
@@ -240,6 +250,18 @@ def dial(endpoint: str) -> SocketPort:
         port.close(0)
         raise AddressError(f"cannot connect to {endpoint}: {error.strerror}") from error
     return port
+
+
+def _watch(socket: zmq.Socket[Any]) -> Any:
+    """Return the end of a monitor that is never full: libzmq's thread waits where it cannot tell, and
+    with it every connection of the process, which takes no more than a hub that computes for a while."""
+    address = f"inproc://monitor-{uuid4().hex}"
+    socket.monitor(address, _WATCHED)
+    end = context().socket(zmq.PAIR)
+    end.setsockopt(zmq.RCVHWM, 0)
+    end.setsockopt(zmq.LINGER, 0)
+    end.connect(address)
+    return end
 
 
 def _set_common(socket: zmq.Socket[Any], endpoint: str) -> None:

@@ -30,6 +30,7 @@ class Pending:
         "flags",
         "id",
         "on_reply",
+        "owner",
         "parts",
         "patience_s",
         "payload",
@@ -46,7 +47,10 @@ class Pending:
         envelope: bytes | None,
         deadline: float,
         on_reply: OnReply,
+        owner: ClientProtocol,
     ) -> None:
+        # The machine that has it: with several routers a call may move before it is sent.
+        self.owner = owner
         self.id = id_
         self.flags = flags
         self.payload = payload
@@ -96,9 +100,9 @@ class ClientProtocol(Member):
         id_ = self._last_id | ONE_WAY_BIT if flags & ONE_WAY else self._last_id
         head = mesh.pack_target(target[: mesh.MAX_TARGET_BYTES], window if flags & STREAM else None)
         if len(envelope) > ATTACH_OVER:
-            call = Pending(id_, flags, head, envelope, deadline, on_reply)
+            call = Pending(id_, flags, head, envelope, deadline, on_reply, self)
         else:
-            call = Pending(id_, flags, head + envelope, None, deadline, on_reply)
+            call = Pending(id_, flags, head + envelope, None, deadline, on_reply, self)
         if len(target) > mesh.MAX_TARGET_BYTES:
             self._answer(call, status.BAD_REQUEST, f"the target is over {mesh.MAX_TARGET_BYTES} bytes")
         elif len(envelope) > self.max_body_bytes:
@@ -130,6 +134,24 @@ class ClientProtocol(Member):
         if call.id in self.calls and call.was_sent and self.phase is Phase.PRESENT:
             self._renew(call, now)
             self.outbox.add(mesh.WINDOW, 0, call.id, 0, mesh.pack_window(parts))
+
+    def release_unsent(self) -> list[Pending]:
+        """Let go of the calls that no router has seen, for another machine to adopt."""
+        unsent = [call for call in self.calls.values() if not call.was_sent]
+        for call in unsent:
+            self._settle(call)
+        return unsent
+
+    def adopt(self, call: Pending, now: float) -> None:
+        """Send a call that was another machine's; only in phase PRESENT."""
+        self._last_id += 1
+        call.owner = self
+        call.id = self._last_id | (call.id & ONE_WAY_BIT)
+        self.calls[call.id] = call
+        if call.deadline != NEVER:
+            call.slot = self._wheel.add(call, call.deadline)
+        if call.deadline > now:
+            self._send(call, now)
 
     def tick(self, now: float, *, drained: bool = True) -> None:
         super().tick(now, drained=drained)

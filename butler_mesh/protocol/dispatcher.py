@@ -157,6 +157,12 @@ class Dispatcher:
         call = client.calls.get(record.id)
         if call is not None and call.instance is not None and call.flags & STREAM:
             self._renew(call, now)
+            if call.instance.outbox.is_full:
+                # The instance does not read, or the reader grants without end: either way it is over.
+                instance = call.instance
+                self._fail(call, status.UNAVAILABLE, "the instance does not keep up", RETRY_AFTER_S)
+                instance.cancel(call.token)
+                return
             call.instance.grant(call.token, record.payload)
 
     def forget(self, client: ClientPeer) -> None:

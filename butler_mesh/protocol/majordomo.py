@@ -166,7 +166,10 @@ class Majordomo:
         now: float,
     ) -> None:
         dialect = request.dialect
-        if client is None or client.dialect is not dialect:
+        if client is not None and client.dialect is not dialect:
+            self._counters.add("dropped.unexpected")
+            return
+        if client is None:
             outbox = Outbox(self._dirty, door, routing_id)
             client = ForeignClient(door, outbox, now, dialect, self._counters, self._patience_s)
             door.peers[routing_id] = client

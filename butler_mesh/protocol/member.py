@@ -16,6 +16,8 @@ from butler_mesh.protocol.outbox import Outbox
 
 GREET_AGAIN_S = 1.0
 """Pause before HELLO is said again to a router that was silent, or did not want us."""
+STALL_S = 2.0
+"""A pause in which we ourselves did nothing (ticks come every second): no silence of the router's."""
 GREET_AT_LAST_S = 30.0
 """The longest such pause, reached by doubling: what a router refuses it mostly goes on refusing."""
 
@@ -52,6 +54,7 @@ class Member:
         self.heard_at = now
         self._transit = Transit()
         self._beat_at = now + HEARTBEAT_INTERVAL_S
+        self._ticked_at = now
         self._greet_at = 0.0
         # How often in a row a router did not want us as what we said we are.
         self.conflicts = 0
@@ -108,6 +111,9 @@ class Member:
 
     def tick(self, now: float, *, drained: bool = True) -> None:
         """Beat, greet again, and notice a router that fell silent."""
+        slept_s, self._ticked_at = now - self._ticked_at, now
+        if slept_s > STALL_S:
+            self.heard_at += slept_s
         if now < self._beat_at:
             return
         self._beat_at = now + HEARTBEAT_INTERVAL_S
@@ -202,5 +208,5 @@ class Member:
             if code == status.UNAUTHORIZED:
                 self._greet(now)
             elif code == status.CONFLICT:
-                self._greet_at = now + min(GREET_AT_LAST_S, GREET_AGAIN_S * 2**self.conflicts)
+                self._greet_at = now + min(GREET_AT_LAST_S, GREET_AGAIN_S * 2 ** min(self.conflicts, 5))
                 self.conflicts += 1

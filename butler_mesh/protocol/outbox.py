@@ -20,6 +20,9 @@ from butler_mesh.protocol.mesh import (
 MAX_OUTBOX_BYTES = 8 * 1024 * 1024
 """What may wait for one peer: over it a request is answered 503, a reply cuts that client."""
 
+MESSAGE_BYTES, FRAME_BYTES = 100, 50
+"""What a foreign message and each of its frames hold beside their bytes, as Python objects."""
+
 Message = Sequence[Frame]
 
 
@@ -102,7 +105,7 @@ class Outbox:
             self.is_dirty = True
             self.has_waited = self.pending_bytes > 0
             self._dirty.append(self)
-        size = sum(map(len, frames))
+        size = MESSAGE_BYTES + sum(map(len, frames)) + FRAME_BYTES * len(frames)
         self.pending_bytes += size
         self.messages.append((size, frames))
 

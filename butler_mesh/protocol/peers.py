@@ -10,6 +10,9 @@ from butler_mesh.protocol.mesh import CANCEL, FINAL, GOODBYE, HEARTBEAT, REQUEST
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.queues import FairQueue
 
+CALL_BYTES = 512
+"""What a queued call holds beside its bytes: the record, its places in tables and wheel."""
+
 
 class Door:
     """One port of a router: a bound socket, or the local parties of its own process."""
@@ -191,7 +194,7 @@ class Call:
         # Kept until the FINAL: a RETURN or a lost instance may send it out again.
         self.payload = payload
         self.envelope = envelope
-        self.size = len(payload) if envelope is None else len(payload) + len(envelope)
+        self.size = CALL_BYTES + len(payload) + (0 if envelope is None else len(envelope))
         self.pool = pool
         self.token = 0
         self.instance: InstancePeer | None = None

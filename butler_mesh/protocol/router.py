@@ -101,7 +101,7 @@ class RouterProtocol:
         self._ticked_at = now
         self._judge_at = now + JUDGE_INTERVAL_S
         self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
-        self._probe_at: dict[Door, float] = {}
+        self._probe_at: dict[Door, tuple[float, bool]] = {}
         d = self.dispatcher
         # What a peer may send, by its role: everything else is counted and dropped.
         self._acts: dict[str, dict[int, Act]] = {
@@ -194,9 +194,11 @@ class RouterProtocol:
         """Do what time asks for. Health is judged only when everything that had arrived was read."""
         self._now = now
         self.dispatcher.expire(now)
-        for door, due in list(self._probe_at.items()):
+        for door, (due, is_last) in list(self._probe_at.items()):
             if now >= due:
                 del self._probe_at[door]
+                if not is_last:
+                    self._probe_at[door] = (now + PROBE_AGAIN_S, True)
                 self._probe(door)
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
@@ -214,16 +216,20 @@ class RouterProtocol:
     def next_due(self) -> float:
         """Return when ``tick`` is to be called next."""
         due = min(self._judge_at, self._heartbeat_at, self.dispatcher.wheel.next_due())
-        return min(due, *self._probe_at.values()) if self._probe_at else due
+        return min(due, *(at for at, _ in self._probe_at.values())) if self._probe_at else due
 
     def connection_made(self, door: Door, now: float) -> None:
         """Somebody came through this door; they will say HELLO."""
 
     def connection_lost(self, door: Door, now: float) -> None:
         """Somebody left through this door; libzmq does not say who, so ask everybody."""
-        if door not in self._probe_at:
+        waiting = self._probe_at.get(door)
+        if waiting is None:
             self._probe(door)
-        self._probe_at[door] = now + PROBE_AGAIN_S
+            self._probe_at[door] = (now + PROBE_AGAIN_S, True)
+        else:
+            # Not put off, or people who come and go would keep it off for ever; but one more after it.
+            self._probe_at[door] = (waiting[0], False)
 
     def peer_gone(self, outbox: Outbox, now: float) -> None:
         """The transport says that nobody is there any more (EHOSTUNREACH)."""
@@ -332,7 +338,13 @@ class RouterProtocol:
         wid, epoch, service = ready["wid"], ready["epoch"], ready.get("service") or ""
         paths, credit, pid = ready.get("paths") or [], ready["credit"], ready.get("pid") or 0
         texts = isinstance(paths, list) and all(isinstance(t, str) for t in (wid, epoch, service, *paths))
-        if not texts or not wid or len(epoch) < 16 or not isinstance(credit, int) or not isinstance(pid, int):
+        if (
+            not texts
+            or not 0 < len(wid) <= 512
+            or len(epoch) < 16
+            or not isinstance(credit, int)
+            or not isinstance(pid, int)
+        ):
             return "READY lacks wid, epoch or credit"
         nonce = self._nonces.pop(peer, "")
         if self._secret is not None and not is_signed(
@@ -432,7 +444,8 @@ class RouterProtocol:
         if state is State.DEAD:
             self._remove(instance, self._now, "silent for too long")
         elif state is not instance.state:
-            self.notes.append(f"{state.value} {instance.wid}")
+            if instance.wid:
+                self.notes.append(f"{state.value} {instance.wid}")
             self.dispatcher.judge(instance, state)
 
     def _remove(self, peer: Peer, now: float, why: str, unstarted: Collection[int] = ()) -> None:

@@ -10,12 +10,14 @@ from butler_mesh.counters import Counters
 from butler_mesh.errors import ProtocolError
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.liveness import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S
-from butler_mesh.protocol.member import Member, Phase
+from butler_mesh.protocol.member import STALL_S, Member, Phase
 from butler_mesh.protocol.mesh import Frame
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES, Outbox
 from butler_mesh.protocol.peers import Door, Peer
 
 SOURCE = "source"
+MAX_SINK_BYTES = 64 * 1024 * 1024
+"""What events that wait for their reader may hold; a source keeps an outbox full of them."""
 MAX_EVENTS = 10_000
 """Events that may wait for their reader, and at a source for its sink; further ones are counted."""
 
@@ -30,6 +32,8 @@ class SinkProtocol:
         self.door = Door("sink")
         # Events as they came (JSON), oldest first; the reader pops them.
         self.events: deque[bytes] = deque()
+        self.waiting_bytes = 0
+        self._ticked_at = now
         self._beat_at = now + HEARTBEAT_INTERVAL_S
 
     def receive(self, door: Door, routing_id: bytes, frame: bytes, rest: Sequence[Frame], now: float) -> None:
@@ -56,8 +60,9 @@ class SinkProtocol:
                 self._send_away(routing_id, status.UNAUTHORIZED, "HELLO first")
                 return
             elif record.kind == mesh.EVENT:
-                if len(self.events) < MAX_EVENTS:
+                if len(self.events) < MAX_EVENTS and self.waiting_bytes < MAX_SINK_BYTES:
                     self.events.append(record.payload)
+                    self.waiting_bytes += len(record.payload)
                 else:
                     self.counters.add("dropped.full")
             elif record.kind == mesh.GOODBYE:
@@ -67,6 +72,12 @@ class SinkProtocol:
         if peer is not None:
             peer.heard_at = now
 
+    def pop(self) -> bytes:
+        """Take the oldest event; IndexError when there is none."""
+        event = self.events.popleft()
+        self.waiting_bytes -= len(event)
+        return event
+
     def run(self, now: float) -> None:
         """Nothing is left to do when the input is read."""
 
@@ -74,8 +85,11 @@ class SinkProtocol:
         """Beat, and forget sources that fell silent."""
         if now < self._beat_at:
             return
+        slept_s, self._ticked_at = now - self._ticked_at, now
         self._beat_at = now + HEARTBEAT_INTERVAL_S
         for routing_id, peer in list(self.door.peers.items()):
+            if slept_s > STALL_S:
+                peer.heard_at += slept_s
             if drained and now - peer.heard_at >= DEAD_AFTER_S:
                 del self.door.peers[routing_id]
             else:
@@ -117,16 +131,19 @@ class SourceProtocol(Member):
     def __init__(self, now: float) -> None:
         super().__init__(now)
         self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
 
     def send(self, event: bytes) -> bool:
         """Send an event, or keep it for when the sink is there; False when there is no room."""
-        if self.outbox.pending_bytes > MAX_OUTBOX_BYTES or len(self._waiting) >= MAX_EVENTS:
+        is_full = self.outbox.pending_bytes + self._waiting_bytes > MAX_OUTBOX_BYTES
+        if is_full or len(self._waiting) >= MAX_EVENTS:
             self.counters.add("dropped.full")
             return False
         if self.phase is Phase.PRESENT:
             self.outbox.add(mesh.EVENT, payload=event)
         else:
             self._waiting.append(event)
+            self._waiting_bytes += len(event)
         return True
 
     def run(self, now: float) -> None:
@@ -135,6 +152,7 @@ class SourceProtocol(Member):
     def on_welcome(self, now: float) -> None:
         while self._waiting:
             self.outbox.add(mesh.EVENT, payload=self._waiting.popleft())
+        self._waiting_bytes = 0
 
     @property
     def is_idle(self) -> bool:

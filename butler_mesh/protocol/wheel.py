@@ -17,17 +17,22 @@ BUCKET_S = 0.016
 
 NEVER = float("inf")
 
+SWEEP_OVER = 8192
+"""Buckets (two minutes of them) over which emptied ones are looked for: calls that end, each with a
+deadline of its own, would else leave one behind until then."""
+
 
 class Wheel(Generic[T]):
     """Entries by the time they are due. ``add`` returns the slot that ``remove`` wants back."""
 
-    __slots__ = ("_buckets", "_order")
+    __slots__ = ("_buckets", "_order", "_sweep_over")
 
     def __init__(self) -> None:
         # Bucket number -> entries due in it. Sparse: a deadline in a day costs no more than one now.
         self._buckets: dict[int, set[T]] = {}
         # The numbers of the buckets in the dict, as a heap: at most 62 pushes a second.
         self._order: list[int] = []
+        self._sweep_over = SWEEP_OVER
 
     def add(self, entry: T, deadline: float) -> set[T]:
         """Put an entry in; keep the returned slot for ``remove``."""
@@ -37,6 +42,8 @@ class Wheel(Generic[T]):
             slot = self._buckets[number] = set()
             heappush(self._order, number)
         slot.add(entry)
+        if len(self._order) > self._sweep_over:
+            self._sweep()
         return slot
 
     @staticmethod
@@ -61,6 +68,12 @@ class Wheel(Generic[T]):
         while order and order[0] * BUCKET_S <= now:
             due.extend(self._buckets.pop(heappop(order)))
         return due
+
+    def _sweep(self) -> None:
+        # A sorted list is a heap. Next time at twice what is left, so that an entry pays for it once.
+        self._buckets = {number: slot for number, slot in self._buckets.items() if slot}
+        self._order = sorted(self._buckets)
+        self._sweep_over = max(SWEEP_OVER, 2 * len(self._order))
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))

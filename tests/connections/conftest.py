@@ -47,14 +47,20 @@ def _warm() -> None:
     gevent.sleep(0)
 
 
+@pytest.fixture(scope="session")
+def _known_greenlets() -> set[gevent.Greenlet]:
+    """Those that were there before the first test: to look through all objects takes a while."""
+    return live_greenlets()
+
+
 @pytest.fixture(autouse=True)
-def _leaves_nothing_behind(_warm: None) -> Iterator[None]:
-    fds, tasks, greenlets = descriptors(), threads(), live_greenlets()
+def _leaves_nothing_behind(_warm: None, _known_greenlets: set[gevent.Greenlet]) -> Iterator[None]:
+    fds, tasks = descriptors(), threads()
     yield
     # libzmq closes in a thread of its own, a little after it was told to.
     wait_for(lambda: not threads() - tasks)
     wait_for(lambda: len(descriptors()) <= len(fds))
-    wait_for(lambda: not live_greenlets() - greenlets)
+    wait_for(lambda: not live_greenlets() - _known_greenlets)
 
 
 @pytest.fixture(autouse=True)

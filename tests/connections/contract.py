@@ -470,6 +470,7 @@ class Contract:
         assert [Call(client, b"%d" % n).final().envelope for n in range(10)] == [b"%d" % n for n in range(10)]
         assert len(late.replies) == 1
 
+    @pytest.mark.slow
     def test_a_busy_caller_does_not_shorten_the_deadline_of_its_calls(self, engine: Engine) -> None:
         engine.instance(echo)
         client = engine.client()
@@ -480,6 +481,7 @@ class Contract:
         second = Call(client, within_s=0.2)
         assert (first.status, second.status) == (200, 200)
 
+    @pytest.mark.slow
     def test_a_caller_that_was_woken_and_then_busy_has_its_deadline_in_full(self, engine: Engine) -> None:
         engine.instance(echo)
         client = engine.client()

@@ -9,9 +9,16 @@ import pytest
 
 from butler_mesh.connections import memory, zeromq
 from butler_mesh.connections.base import ClientConnection, InstanceConnection
-from butler_mesh.connections.engine import MeshInstance
+from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
+from butler_mesh.protocol.client import ClientProtocol
 from tests.connections.contract import Engine
+
+
+def machine_of(client: ClientConnection) -> ClientProtocol:
+    """Return the machine of a client's first router."""
+    assert isinstance(client, MeshClient)
+    return next(iter(client._links))
 
 
 class MeshEngine(Engine):

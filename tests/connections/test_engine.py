@@ -17,7 +17,7 @@ from butler_mesh.connections.workers import Worker
 from butler_mesh.protocol.mesh import FINAL, IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.protocol.peers import InstancePeer
 from tests.connections.contract import PATIENCE_S, Call, Gate, echo
-from tests.connections.engines import SocketEngine
+from tests.connections.engines import SocketEngine, machine_of
 from tests.waiting import wait_for
 
 ANY = "tcp://127.0.0.1:*"
@@ -81,7 +81,7 @@ def test_calls_that_were_made_while_there_is_no_router_wait_for_one(
     client = engine.client()
     assert Call(client).status == 200
     leave(engine)
-    wait_for(lambda: client._links[0][0].phase.value != "present")  # type: ignore[attr-defined]
+    wait_for(lambda: machine_of(client).phase.value != "present")
     calls = [Call(client, b"%d" % n) for n in range(20)]
     assert not any(call.replies for call in calls)
     engine.start()
@@ -223,10 +223,46 @@ def test_when_one_of_two_routers_goes_new_calls_take_the_other(
     wait_for(lambda: len(pair[1].start().machine.doors[0].peers) >= 2)
     first = pair[0].start()
     leave(pair[0])
-    wait_for(lambda: client._links[0][0].phase.value != "present")  # type: ignore[attr-defined]
+    wait_for(lambda: machine_of(client).phase.value != "present")
     assert [Call(client).status for _ in range(5)] == [200] * 5
     assert first is not pair[0].start()
     assert client.close(PATIENCE_S) == []
+    instance.close(PATIENCE_S)
+
+
+@pytest.mark.slow
+def test_calls_in_flight_fail_over_to_the_other_router_where_that_is_sound(
+    pair: list[SocketEngine], leave: Leave
+) -> None:
+    endpoints = [engine.endpoint for engine in pair]
+    gate = Gate()
+    instance = zeromq.instance(endpoints, "svc", ())
+    instance.serve(gate)
+    for engine in pair:
+        registered(engine)
+    client = zeromq.client(endpoints)
+    wait_for(lambda: machine_of(client).phase.value == "present")
+    plain, idempotent = Call(client), Call(client, flags=IDEMPOTENT)
+    wait_for(lambda: gate.now == 2)
+    begun = monotonic()
+    leave(pair[0])
+    assert plain.status == 502
+    wait_for(lambda: gate.now == 3)
+    assert monotonic() - begun < 1.0
+    gate.open()
+    assert idempotent.status == 200
+    client.close(PATIENCE_S)
+    instance.close(PATIENCE_S)
+
+
+def test_calls_made_before_any_router_is_there_take_the_first_that_comes(
+    pair: list[SocketEngine],
+) -> None:
+    instance = pair[1].instance(echo)
+    client = zeromq.client(["tcp://127.0.0.1:9", pair[1].endpoint])
+    call = Call(client, b"hello")
+    assert call.final(2.0).envelope == b"hello"
+    client.close(PATIENCE_S)
     instance.close(PATIENCE_S)
 
 

@@ -14,6 +14,7 @@ from butler_mesh.connections.node import RouterNode
 from butler_mesh.errors import AddressError, AddressInUse
 from butler_mesh.protocol.member import Phase
 from tests.connections.contract import PATIENCE_S, Call, Gate, echo
+from tests.connections.engines import machine_of
 from tests.waiting import wait_for
 
 ANY = "tcp://127.0.0.1:*"
@@ -120,7 +121,7 @@ def test_close_tells_everybody_at_once(node: RouterNode, parties: Parties) -> No
     assert instance.wait_until_registered(PATIENCE_S)
     clients = [zeromq.client([endpoint]), MeshClient([node.dial])]
     parties += clients
-    machines = [client._links[0][0] for client in clients]  # type: ignore[attr-defined]
+    machines = [machine_of(client) for client in clients]
     wait_for(lambda: all(machine.phase is Phase.PRESENT for machine in machines))
     node.close()
     node.close()

@@ -112,6 +112,17 @@ def test_notes_are_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> No
     assert caplog.messages == ["registered svc-1"]
 
 
+def test_a_note_stays_one_line_whatever_a_peer_put_into_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig.machine.notes += ["registered x\nERROR forged", "y" * 10_000]
+    rig.attach()
+    rig.rest()
+    assert len(caplog.messages) == 2
+    assert not any("\n" in text or len(text) > 400 for text in caplog.messages)
+
+
 def test_an_owner_that_wants_another_turn_gets_one(rig: Rig) -> None:
     wants = [True, True, False]
     rig.after = lambda: wants.pop(0)
@@ -230,7 +241,7 @@ def test_turns_never_nest(rig: Rig) -> None:
 # --- failures -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["receive", "run", "tick", "next_due", "after"])
+@pytest.mark.parametrize("where", ["run", "tick", "next_due", "after"])
 def test_no_exception_leaves_a_turn_and_a_bug_that_stays_does_not_spin(
     rig: Rig, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
@@ -245,17 +256,34 @@ def test_no_exception_leaves_a_turn_and_a_bug_that_stays_does_not_spin(
     rig.machine.failing = {where}
     if where == "tick":
         rig.pump._tick_due = 0.0
-    begun, turns = monotonic(), rig.log.turns + rig.log.count("receive")
+    begun, turns = monotonic(), rig.log.turns
     rig.port.arrive(*(b"%d" % n for n in range(100)))
     rig.port.is_ready = True
     rig.pump.turn()
     wait_for(lambda: len(caplog.records) >= 3)
     assert {record.message for record in caplog.records} == {"turn-failed"}
     assert len(caplog.records) <= (monotonic() - begun) / RETRY_FULL_S + 1
-    assert rig.log.turns + rig.log.count("receive") > turns
+    assert rig.log.turns > turns
     rig.machine.failing.clear()
     rig.after = lambda: False
     wait_for(lambda: rig.machine.received[-1:] == [b"99"])
+    caplog.clear()
+
+
+def test_a_message_that_the_machine_chokes_on_costs_no_other(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def choke(frame: bytes) -> None:
+        if frame == b"bad":
+            raise RuntimeError("a bug in receive")
+
+    rig.machine.on_receive = choke
+    rig.port.arrive(b"good", b"bad", b"good")
+    rig.attach()
+    rig.rest()
+    assert rig.log == ["start", "receive", "receive", "receive", "run", "after"]
+    assert [record.message for record in caplog.records] == ["receive-failed"]
+    assert rig.machine.counters["faults"] == 1
     caplog.clear()
 
 
@@ -353,15 +381,13 @@ def test_a_peer_that_is_gone_is_reported_and_its_messages_are_forgotten(rig: Rig
     assert rig.port.records(b"other") == [5]
 
 
-def test_messages_to_a_door_that_was_closed_are_forgotten(rig: Rig) -> None:
-    other = rig.attach("other")
-    outbox = rig.machine.outbox(door="other")
-    rig.pump.detach(other)
+def test_messages_to_a_door_without_a_port_are_forgotten(rig: Rig) -> None:
+    outbox = rig.machine.outbox(door="never opened")
     outbox.add(mesh.FINAL)
     rig.attach()
     rig.rest()
     assert outbox.pending_bytes == 0
-    assert not other.sent
+    assert not rig.port.sent
 
 
 # --- time ---------------------------------------------------------------------------------------
@@ -393,6 +419,16 @@ def test_a_timer_that_fires_in_vain_is_set_again(rig: Rig) -> None:
     rig.machine.due = rig.clock() + 0.04  # put off: the timer knows nothing of it
     wait_for(lambda: "tick" in rig.log, 2.0)
     assert rig.log.count("tick") == 1
+
+
+def test_what_came_unannounced_is_read_before_anybodys_silence_is_judged(rig: Rig) -> None:
+    rig.attach()
+    rig.rest()
+    rig.port.arrive(b"not deaf")
+    rig.machine.due = rig.clock() + 0.01
+    rig.pump.turn()
+    wait_for(lambda: "tick" in rig.log, 2.0)
+    assert rig.log.index("receive") < rig.log.index("tick")
 
 
 # --- stamps -------------------------------------------------------------------------------------

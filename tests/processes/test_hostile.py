@@ -109,7 +109,7 @@ def test_a_client_that_never_reads_its_replies_is_cut_and_costs_what_an_outbox_h
 
 def test_floods_that_end_abruptly_do_not_take_the_router_with_them(parties: Parties) -> None:
     """Clients that send more than a pipe holds, read nothing and are reset: the router lives on. (With
-    ZeroMQ's own heartbeats, mostly, it would not: libzmq 4.3.5 aborts when one falls due just then.)"""
+    ZeroMQ's own heartbeats, often enough, it would not: libzmq 4.3.5 aborts when one falls due just then.)"""
     router, endpoint = parties.router()
     parties.service(endpoint, GOOD_SERVICE)
     client = parties.client(endpoint)

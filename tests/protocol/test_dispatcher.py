@@ -607,7 +607,7 @@ def test_a_request_whose_target_is_cut_short_is_answered_400_and_counted(payload
 def test_what_waits_is_bounded_in_bytes_too_and_what_leaves_the_queue_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatcher, "MAX_QUEUED_BYTES", 1000)
+    monkeypatch.setattr(dispatcher, "MAX_QUEUED_BYTES", 2000)
     net = Net()
     caller = net.caller()
     first = caller.ask("svc", b"x" * 900)

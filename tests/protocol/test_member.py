@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from butler_mesh import codec
 from butler_mesh.protocol import mesh
+from butler_mesh.protocol.liveness import DEAD_AFTER_S
 from butler_mesh.protocol.member import GREET_AGAIN_S, Member, Phase
 from butler_mesh.protocol.mesh import Record
 from tests.protocol.wires import Wires, drain, message
@@ -399,3 +400,20 @@ def test_a_router_that_forgot_it_has_it_back_within_the_same_turn() -> None:
     wires.advance(1.0)
     assert member.events == ["welcome", "absence: sent away, 401 HELLO first", "welcome"]
     assert b"C" in wires.door().peers
+
+
+def test_a_member_that_itself_stood_still_does_not_blame_the_router_for_the_silence(present: Probe) -> None:
+    present.pass_time(10 * DEAD_AFTER_S)
+    assert present.phase is Phase.PRESENT
+    for _ in range(int(DEAD_AFTER_S) - 1):
+        present.pass_time(1.0)
+    assert present.phase is Phase.PRESENT
+    for _ in range(2):
+        present.pass_time(1.0)
+    assert present.phase is not Phase.PRESENT
+
+
+def test_a_router_that_refuses_for_a_year_does_not_overflow_anything(present: Probe) -> None:
+    present.conflicts = 5000
+    present.hear_goodbye(409, "taken")
+    assert present._greet_at == present.now + 30.0

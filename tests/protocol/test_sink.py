@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from butler_mesh.protocol import mesh, sink
+from butler_mesh.protocol import sink as protocol
 from butler_mesh.protocol.liveness import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S
 from butler_mesh.protocol.member import Phase
 from butler_mesh.protocol.mesh import parse
@@ -177,12 +178,35 @@ def test_both_sides_beat_and_a_silent_source_is_forgotten(connected: Pair) -> No
         connected.exchange(now)
     assert list(connected.sink.door.peers) == [SOURCE]
     assert connected.source.phase is Phase.PRESENT
-    now += DEAD_AFTER_S
-    connected.sink.tick(now, drained=False)
+    for _ in range(int(DEAD_AFTER_S)):
+        now += HEARTBEAT_INTERVAL_S
+        connected.sink.tick(now, drained=False)
     assert connected.sink.door.peers  # its word may be in what was not read yet
     now += HEARTBEAT_INTERVAL_S
     connected.sink.tick(now)
     assert not connected.sink.door.peers
+
+
+def test_a_sink_that_slept_blames_nobody_for_the_silence(connected: Pair) -> None:
+    connected.sink.tick(NOW + 10 * DEAD_AFTER_S)
+    assert list(connected.sink.door.peers) == [SOURCE]
+
+
+def test_what_waits_for_a_reader_or_a_sink_is_bounded_in_bytes_too(
+    connected: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_SINK_BYTES", 1000)
+    for _ in range(20):
+        assert connected.source.send(b"x" * 100)
+    connected.exchange(NOW)
+    assert len(connected.sink.events) == 10
+    assert connected.sink.counters["dropped.full"] == 10
+    while connected.sink.events:
+        connected.sink.pop()
+    assert connected.sink.waiting_bytes == 0
+    alone = SourceProtocol(NOW)
+    monkeypatch.setattr(protocol, "MAX_OUTBOX_BYTES", 1000)
+    assert [alone.send(b"x" * 400) for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_tick_before_its_time_does_nothing(connected: Pair) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from butler_mesh.protocol.wheel import BUCKET_S, NEVER, Wheel
+from butler_mesh.protocol.wheel import BUCKET_S, NEVER, SWEEP_OVER, Wheel
 
 ULPS = 1e-6
 """What floating point may add to a bucket's width at the times tried here (up to a year)."""
@@ -141,3 +141,21 @@ class WheelAgainstAList(RuleBasedStateMachine):
 
 
 TestWheelAgainstAList = pytest.mark.slow(WheelAgainstAList.TestCase)
+
+
+def test_calls_that_ended_leave_no_buckets_behind_however_their_deadlines_are_spread() -> None:
+    wheel: Wheel[int] = Wheel()
+    for n in range(100_000):
+        wheel.remove(n, wheel.add(n, 1000.0 + n))
+    assert len(wheel._buckets) <= SWEEP_OVER + 1
+    assert len(wheel._order) <= SWEEP_OVER + 1
+
+
+def test_sweeping_loses_nobody() -> None:
+    wheel: Wheel[int] = Wheel()
+    for n in range(30_000):
+        slot = wheel.add(n, 1000.0 + n)
+        if n % 3:
+            wheel.remove(n, slot)
+    assert len(wheel) == 10_000
+    assert wheel.pop_due(1000.0 + 30_001) == list(range(0, 30_000, 3))
