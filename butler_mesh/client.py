@@ -14,16 +14,14 @@ import gevent
 from gevent.hub import get_hub
 
 from butler_mesh import deadlines, status, tracing
-from butler_mesh.addresses import Address
 from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import ClientConnection, OnReply
-from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.registry import connect_client
 from butler_mesh.errors import Closed, UsageError, WrongThread
 from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response, encode_request
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, STREAM
-from butler_mesh.router import Router
+from butler_mesh.router import Router, Target
 from butler_mesh.rpc import Proxy
 
 RETRY_STATUSES = frozenset({status.TOO_MANY, status.UNAVAILABLE})
@@ -60,9 +58,8 @@ class Client:
         persistent: bool = True,
         connect_timeout: float | None = None,
     ) -> None:
-        self._router = address if isinstance(address, Router) else None
-        self._address = None if isinstance(address, Router) else Address.parse(address)
-        self.service = "" if self._address is None else self._address.service
+        self._target = Target(address)
+        self.service = self._target.service
         self.timeout = timeout
         self.retries = retries
         self.persistent = persistent
@@ -289,14 +286,8 @@ class Client:
     def _open(self) -> ClientConnection:
         if self._is_closed:
             raise Closed("the client is closed")
-        target: Address | RouterNode
-        if self._router is not None:
-            target = self._router.node
-        else:
-            assert self._address is not None
-            target = self._address
         options = {} if self._connect_timeout_s is None else {"connect_timeout_s": self._connect_timeout_s}
-        return connect_client(target, **options)
+        return connect_client(self._target.resolve(), **options)
 
     def _disconnect(self, drain_s: float = DRAIN_S) -> list[tuple[int, str]]:
         connection, self._connection = self._connection, None

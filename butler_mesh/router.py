@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
 import gevent
 
-from butler_mesh.addresses import check_endpoint, is_loopback
+from butler_mesh.addresses import Address, check_endpoint, is_loopback
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.errors import AddressInUse, UsageError
 from butler_mesh.lifetime import GRACE_S, Lifetime
@@ -121,6 +122,19 @@ class Router:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class Target:
+    """Where clients and services find their routers: an address, or a Router of the same process."""
+
+    def __init__(self, address: str | Iterable[str] | Router) -> None:
+        self._where = address if isinstance(address, Router) else Address.parse(address)
+        # The service that the address names, or ''.
+        self.service = "" if isinstance(self._where, Router) else self._where.service
+
+    def resolve(self) -> Address | RouterNode:
+        """Return what engines connect to; of a Router its sockets are made by now."""
+        return self._where.node if isinstance(self._where, Router) else self._where
 
 
 class Embedded:

@@ -11,10 +11,8 @@ from typing import Any, Self, TypeVar, overload
 from gevent.event import AsyncResult
 from gevent.queue import Empty, SimpleQueue
 
-from butler_mesh.addresses import Address
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import Delivery, InstanceConnection
-from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.registry import connect_instance
 from butler_mesh.errors import (
     BadRequest,
@@ -29,7 +27,7 @@ from butler_mesh.lifetime import GRACE_S, Lifetime
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
-from butler_mesh.router import Router
+from butler_mesh.router import Router, Target
 from butler_mesh.sink import DEFAULT_SINK, SinkSender
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,10 +58,8 @@ class Service:
         register_secret: str | bytes | None = None,
         pooled_greenlets: bool = True,
     ) -> None:
-        self._router = address if isinstance(address, Router) else None
-        self._address = None if isinstance(address, Router) else Address.parse(address)
-        own = "" if self._address is None else self._address.service
-        self.name = name or own
+        self._target = Target(address)
+        self.name = name or self._target.service
         self.grace = grace
         self.tracebacks = tracebacks
         self.sink = SinkSender(sink)
@@ -145,14 +141,10 @@ class Service:
             self._connection = None
         if self._connection is None:
             self._pid = os.getpid()
-            target: RouterNode | Address | None = self._address
-            if self._router is not None:
-                target = self._router.node
-            assert target is not None
             paths = () if self.name else tuple(self._functions)
             if not self.name and not paths:
                 raise UsageError("a service needs a name, or functions whose paths it answers")
-            self._connection = connect_instance(target, self.name, paths, **self._options)
+            self._connection = connect_instance(self._target.resolve(), self.name, paths, **self._options)
             self._connection.serve(self._deliver)
         return self
 

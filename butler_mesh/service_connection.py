@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from butler_mesh.addresses import Address
 from butler_mesh.application import Application
 from butler_mesh.connections.base import InstanceConnection
-from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.registry import connect_instance
 from butler_mesh.errors import UsageError
 from butler_mesh.protocol.instance import CREDIT
-from butler_mesh.router import Router
+from butler_mesh.router import Router, Target
 from butler_mesh.routing import RouteKind
 
 
@@ -33,10 +31,8 @@ class ServiceConnection:
         register_secret: str | bytes | None = None,
         pooled_greenlets: bool = True,
     ) -> None:
-        self._router = address if isinstance(address, Router) else None
-        self._address = None if isinstance(address, Router) else Address.parse(address)
-        own = "" if self._address is None else self._address.service
-        self.service = service or own
+        self._target = Target(address)
+        self.service = service or self._target.service
         self._options: dict[str, Any] = {
             "credit": credit,
             "register_secret": register_secret,
@@ -46,14 +42,10 @@ class ServiceConnection:
 
     def start(self, application: Application) -> None:
         """Register; from now on the application answers."""
-        target: Address | RouterNode | None = self._address
-        if self._router is not None:
-            target = self._router.node
-        assert target is not None
         paths = application.routes.prefixes(RouteKind.SERVICE)
         if not self.service and not paths:
             raise UsageError("a service needs a name, or routes that begin with a path")
-        self._connection = connect_instance(target, self.service, paths, **self._options)
+        self._connection = connect_instance(self._target.resolve(), self.service, paths, **self._options)
         self._connection.serve(application.deliver)
 
     def wait_until_registered(self, timeout: float) -> bool:
