@@ -15,6 +15,9 @@ from butler_mesh.connections.base import ClientConnection
 from butler_mesh.errors import DeadlineExceeded, UsageError
 from butler_mesh.messages import Body, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
+from butler_mesh.status import INSTANCE_LOST
+
+_OVERRUN = b'{"message":"the stream sent more than its window"}'
 
 STREAM_WINDOW = 16
 """Parts of a stream on their way at once: its reader holds at most this many unread."""
@@ -99,15 +102,22 @@ class _Parts:
     """What has arrived of a stream. The engine holds this and not the stream itself, so that a stream
     which nobody holds any more is noticed."""
 
-    __slots__ = ("arrived", "changed")
+    __slots__ = ("arrived", "changed", "is_over")
 
     def __init__(self) -> None:
         self.arrived: deque[tuple[int, int, int, bytes]] = deque()
+        # Nothing is taken after this: the end has come, or far more than was asked for.
+        self.is_over = False
         self.changed = Event()
 
     def __call__(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
         """Take a part or the end (the engine's ``on_reply``)."""
-        self.arrived.append((kind, status, flags, envelope))
+        if kind != FINAL and len(self.arrived) >= 2 * STREAM_WINDOW:
+            # More than was ever granted: its sender keeps to no window, and would fill this process.
+            kind, status, flags, envelope = FINAL, INSTANCE_LOST, 0, _OVERRUN
+        if not self.is_over:
+            self.arrived.append((kind, status, flags, envelope))
+        self.is_over = self.is_over or kind == FINAL
         self.changed.set()
 
 

@@ -37,6 +37,8 @@ from butler_mesh.protocol.member import Phase
 
 FLUSH_BYTES = 1024 * 1024
 """Unsent requests over which a client does not wait for the turn."""
+WINDOW_PATIENCE_S = 60.0
+"""How long a stream's reader may take nothing: it holds a credit meanwhile."""
 STOP_S = 1.0
 """What a handler that is stopped has for its ``finally``, and a router for the receipt of a GOODBYE."""
 
@@ -214,7 +216,8 @@ class MeshDelivery(Delivery):
             self.window_opened = self.window_opened or Event()
             while self.job.window <= 0:
                 self.window_opened.clear()
-                self.window_opened.wait()
+                if not self.window_opened.wait(WINDOW_PATIENCE_S):
+                    raise Stopped(status.DEADLINE_PASSED, "the stream's reader takes no more")
 
 
 class MeshInstance(InstanceConnection):

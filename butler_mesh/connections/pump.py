@@ -29,6 +29,8 @@ from butler_mesh.protocol.outbox import Message, Outbox
 TURN_S = 0.002
 """How long a turn may read, or run handlers, before others in the hub get their turn."""
 TURN_MESSAGES = 64
+HEAVY_BYTES = 16 * 1024
+"""A message after which the clock is looked at; of lighter ones after every fourth."""
 TURN_BYTES = 4 * 1024 * 1024
 """Of attachments: half of what may wait for a peer, so that the replies of one turn, which nobody has had
 a chance to read, are not taken for a client that does not read."""
@@ -291,7 +293,7 @@ class Pump:
                     self.machine.counters.add("faults")
                     self._log.exception("receive-failed")
                 n += 1
-                if message[2]:
+                if message[2] or len(message[1]) > HEAVY_BYTES:
                     size += sum(map(len, message[2]))
                     if self._clock() > until:
                         size = TURN_BYTES + 1
@@ -365,7 +367,9 @@ class Pump:
     def _tell(self) -> None:
         for note in self.machine.notes:
             # Peers have a say in it: one line it must stay, and not a long one.
-            self._log.info("%s", note[:300] if note.isprintable() else repr(note[:300]))
+            # Refusals are warnings: a program that has set no logging up still shows them.
+            level = logging.WARNING if note.startswith(("refused", "fault")) else logging.INFO
+            self._log.log(level, "%s", note[:300] if note.isprintable() else repr(note[:300]))
         self.machine.notes.clear()
 
     def _guard(self, act: Callable[..., object], *args: object) -> None:

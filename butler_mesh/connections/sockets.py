@@ -7,8 +7,10 @@ enum type costs more than sending a frame.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
+import secrets
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -55,6 +57,9 @@ def context() -> zmq.Context[Any]:
     pid = os.getpid()
     found = _contexts.get(pid)
     if found is None:
+        # libzmq takes the routing ids it gives out from rand(), which nobody seeds: a peer that knows the
+        # next one can claim it, and a ROUTER that meets its own number aborts the process.
+        ctypes.CDLL(None).srand(secrets.randbits(32))
         found = _contexts[pid] = zmq.Context()
     return found
 
@@ -277,7 +282,9 @@ def _set_common(socket: zmq.Socket[Any], endpoint: str) -> None:
 
 def _lock(path: str, endpoint: str) -> IO[bytes]:
     try:
-        lock = open(f"{path}.lock", "ab")  # noqa: SIM115 (held until the port is closed)
+        # Nobody else's to open: whoever can, can hold the lock, and keep the router from its path.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.fdopen(os.open(f"{path}.lock", flags, 0o600), "r+b")
     except OSError as error:
         raise AddressError(f"cannot bind {endpoint}: {error.strerror}") from error
     try:

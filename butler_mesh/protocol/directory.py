@@ -66,6 +66,14 @@ class Directory:
             self._longest_prefix = max(self._longest_prefix, len(path))
         return pool
 
+    def release(self, pool: ServicePool) -> None:
+        """Give up the paths that none of a service's instances claims any more."""
+        claimed = {path for instance in pool.instances for path in instance.paths}
+        for path in pool.paths - claimed:
+            pool.paths.discard(path)
+            if self.prefixes.get(path) is pool:
+                del self.prefixes[path]
+
     def inherit(self, heir: ServicePool) -> list[Call]:
         """Return the requests that came for the heir's paths before it did, now in its name."""
         calls: list[Call] = []

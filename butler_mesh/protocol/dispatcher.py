@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from butler_mesh import status
 from butler_mesh.counters import Counters
 from butler_mesh.protocol import mesh
-from butler_mesh.protocol.directory import ABSENT_GRACE_S, REGISTER_GRACE_S, Directory
+from butler_mesh.protocol.directory import ABSENT_GRACE_S, MAX_POOLS, REGISTER_GRACE_S, Directory
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, PARTIAL, STREAM, Record
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
@@ -25,8 +25,15 @@ from butler_mesh.protocol.wheel import NEVER, Wheel
 
 QUEUE_PER_SERVICE = 1000
 """Requests that may wait for one service: at 30 000 calls/s, a thirtieth of a second's work."""
+MAX_POOL_BYTES = 64 * 1024 * 1024
+"""What the queue of one service may hold."""
+MAX_ABSENT_BYTES = 2 * 1024 * 1024
+"""What may wait for a service that has no instance."""
 MAX_QUEUED_BYTES = 256 * 1024 * 1024
 """What all queued requests together may hold: a thousand of the largest bodies would be 16 GiB."""
+MAX_CREDIT = 0xFFFF
+MAX_MMI_BYTES = 1024
+"""What the router itself parses of a request: a service's name fits in."""
 RETRY_AFTER_S = 1.0
 
 Introspect = Callable[[ClientPeer, int, bytes, bytes], None]
@@ -86,7 +93,9 @@ class Dispatcher:
             # Answering would answer the call that owns the id.
             self.counters.add("dropped.duplicate_id")
         elif target[:4] == b"mmi.":
-            if not flags & ONE_WAY:
+            if size > MAX_MMI_BYTES:
+                client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {MAX_MMI_BYTES} bytes"))
+            elif not flags & ONE_WAY:
                 self._introspect(client, id_, target, payload[offset:])
         elif remaining_ms or not flags & STREAM:
             patience_s = remaining_ms / 1000.0
@@ -246,6 +255,7 @@ class Dispatcher:
     def credit(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         """Take a CREDIT: more room at the instance, or (negative) less."""
         change = mesh.split_credit(record.payload)
+        change = min(change, MAX_CREDIT - instance.credit)
         instance.credit += change
         instance.free += change
         self._rotate_in(instance)
@@ -253,6 +263,9 @@ class Dispatcher:
 
     def enlist(self, instance: InstancePeer, name: bytes, paths: list[bytes], now: float) -> str:
         """Put an instance into the pool of its service; return why not, or ''."""
+        instance.paths = paths
+        if (name or b" ".join(sorted(paths))) not in self.pools and len(self.pools) >= MAX_POOLS:
+            return "too many services"
         taken = self.directory.owner(name, paths)
         if taken is not None:
             return f"path {taken.decode('utf-8', 'replace')} belongs to another service"
@@ -261,6 +274,7 @@ class Dispatcher:
         for call in self.directory.inherit(pool):
             if call.client is not None:
                 pool.queue.push(call.client, call)
+                pool.queued_bytes += call.size
         self._rotate_in(instance)
         return ""
 
@@ -276,7 +290,9 @@ class Dispatcher:
         instance.pool = None
         self._congested.discard(instance)
         pool.instances.discard(instance)
-        if not pool.instances:
+        if pool.instances:
+            self.directory.release(pool)
+        else:
             pool.left_at = now
         calls = list(instance.calls.values())
         instance.calls.clear()
@@ -319,6 +335,7 @@ class Dispatcher:
                 call = queue.pop()
                 call.is_queued = False
                 self.queued_bytes -= call.size
+                pool.queued_bytes -= call.size
                 if call.deadline <= now:
                     self._expire(call)
                     continue
@@ -376,7 +393,12 @@ class Dispatcher:
         return pool
 
     def _is_full(self, pool: ServicePool) -> bool:
-        return len(pool.queue) >= self.queue_limit or self.queued_bytes > MAX_QUEUED_BYTES
+        if len(pool.queue) >= self.queue_limit:
+            return True
+        if pool.instances:
+            return pool.queued_bytes > MAX_POOL_BYTES
+        # Those that nobody answers share a bound, and get little of it: they must not starve the others.
+        return pool.queued_bytes > MAX_ABSENT_BYTES or self.queued_bytes > MAX_QUEUED_BYTES
 
     def _enqueue(self, call: Call, *, front: bool = False) -> None:
         client, pool = call.client, call.pool
@@ -388,6 +410,7 @@ class Dispatcher:
             pool.queue.push(client, call)
         call.is_queued = True
         self.queued_bytes += call.size
+        pool.queued_bytes += call.size
         if not pool.is_due:
             pool.is_due = True
             self._due.append(pool)
@@ -397,6 +420,7 @@ class Dispatcher:
             call.pool.queue.discard(call.client, call)
             call.is_queued = False
             self.queued_bytes -= call.size
+            call.pool.queued_bytes -= call.size
 
     def _mark_due(self, pool: ServicePool) -> None:
         if len(pool.queue) and not pool.is_due:
@@ -452,6 +476,8 @@ class Dispatcher:
         """Nobody waits any more: out of the queue, or word to the instance that has it."""
         self._unqueue(call)
         self._settle(call)
+        # The token may live on for as long as the handler does; what was asked need not.
+        call.payload, call.envelope = b"", None
         if call.instance is not None and call.token in call.instance.calls:
             call.instance.cancel(call.token)
 

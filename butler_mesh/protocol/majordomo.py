@@ -9,6 +9,7 @@ an error for a mesh client is dropped and counted, as RFC 7 expects.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from struct import Struct
 
 from butler_mesh import codec, status
@@ -85,7 +86,6 @@ class ForeignWorker(InstancePeer):
         self.patience_s = patience_s
         self.dialect = dialect
         self.credit = self.free = 1
-        self.wid = f"{dialect.name}-{outbox.routing_id.hex()}"
 
     def request(self, call: Call, remaining_ms: int) -> None:
         _, _, offset = mesh.split_target(call.payload, call.flags)
@@ -124,6 +124,7 @@ class Majordomo:
         counters: Counters,
         foreign_deadline_s: float = FOREIGN_DEADLINE_S,
         *,
+        seed: bytes = b"",
         accepts_workers: bool = True,
     ) -> None:
         self._dispatcher = dispatcher
@@ -132,6 +133,7 @@ class Majordomo:
         self._foreign_deadline_s = foreign_deadline_s
         # No dialect can show a register secret: where one is asked for, none of their workers may come.
         self._accepts_workers = accepts_workers
+        self._key = blake2b(seed, digest_size=16).digest()
         # A request that may take longer must not be lost with the patience for those who deal with it.
         self._patience_s = max(foreign_deadline_s, FOREIGN_DEADLINE_S)
 
@@ -182,11 +184,7 @@ class Majordomo:
             client.outbox.put(dialect.reply(request.service, [code], final=True))
             return
         size, parts = sum(map(len, request.body)), len(request.body)
-        if (
-            len(request.service) > 0xFFFF
-            or size > self._dispatcher.max_body_bytes
-            or parts > mesh.MAX_RAW_PARTS
-        ):
+        if len(request.service) > 255 or size > self._dispatcher.max_body_bytes or parts > mesh.MAX_RAW_PARTS:
             self._counters.add("refused.too_large")
             return
         flags, envelope = _envelope(request.body)
@@ -246,6 +244,9 @@ class Majordomo:
             return
         outbox = Outbox(self._dirty, door, routing_id)
         worker = ForeignWorker(door, outbox, now, message.dialect, self._patience_s)
+        # Not its routing id: wids are for all to read, and whoever knows one id can guess the next.
+        digest = blake2b(routing_id, digest_size=8, key=self._key).hexdigest()
+        worker.wid = f"{message.dialect.name}-{digest}"
         door.peers[routing_id] = worker
         self._dispatcher.enlist(worker, name, [], now)
 

@@ -202,7 +202,7 @@ class Member:
         elif code == status.UNAUTHORIZED and self.phase is Phase.GREETING:
             pass  # meant for what we sent over the previous connection; our HELLO is on its way
         elif code != status.OK:
-            if self.phase is not Phase.PRESENT:
+            if self.phase is not Phase.PRESENT or code == status.CONFLICT:
                 self.notes.append(f"refused by the router: {code} {reason}")
             self._leave(now, f"sent away, {code} {reason}")
             if code == status.UNAUTHORIZED:

@@ -276,6 +276,17 @@ def split_object(payload: bytes) -> dict[str, Any]:
     return value
 
 
+def split_service(envelope: bytes) -> str:
+    """Return the name in an mmi.service request: its argument ``service``, or its body."""
+    try:
+        value = split_object(envelope)
+    except ProtocolError:
+        return ""
+    arguments = value.get("arguments")
+    name = arguments.get("service") if isinstance(arguments, dict) else value.get("body")
+    return name if isinstance(name, str) else ""
+
+
 def pack_failure(status: int, message: str, retry_after_s: float | None = None) -> bytes:
     """Return the FINAL payload of a failure that the mesh itself reports."""
     envelope: dict[str, Any] = {"message": message}

@@ -50,6 +50,8 @@ class Peer:
 
     def dismiss(self, code: int, reason: str) -> None:
         """Queue word that the router has let go of this peer; a wire that has none sends nothing."""
+        # For one who does not read it is not worth keeping, nor is what stands before it.
+        self.outbox.is_parting = True
         self.outbox.add(GOODBYE, payload=pack_reason(code, reason))
 
 
@@ -84,6 +86,7 @@ class InstancePeer(Peer):
         "hello",
         "host",
         "in_rotation",
+        "paths",
         "pid",
         "pool",
         "pulse",
@@ -101,6 +104,7 @@ class InstancePeer(Peer):
         self.rss_kib = 0
         # None until READY was accepted.
         self.pool: ServicePool | None = None
+        self.paths: list[bytes] = []
         # How many calls it takes at once, and how many of them it could still be sent.
         self.credit = 0
         self.free = 0
@@ -211,7 +215,7 @@ class Call:
 class ServicePool:
     """A service as the router sees it: who answers, whose turn it is, who waits."""
 
-    __slots__ = ("instances", "is_due", "left_at", "name", "paths", "queue", "rotation")
+    __slots__ = ("instances", "is_due", "left_at", "name", "paths", "queue", "queued_bytes", "rotation")
 
     def __init__(self, name: bytes, now: float) -> None:
         # The target that clients write. Instances without a name share one named by their paths.
@@ -221,6 +225,7 @@ class ServicePool:
         # Those with free credit and in good health, least recently used first.
         self.rotation: deque[InstancePeer] = deque()
         self.queue: FairQueue[ClientPeer, Call] = FairQueue()
+        self.queued_bytes = 0
         # When its last instance left (or it was first asked for): it is kept for a while after.
         self.left_at = now
         # Whether it stands in the router's list of pools to dispatch when the turn's input is read.

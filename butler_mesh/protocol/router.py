@@ -38,6 +38,10 @@ STALL_S = 1.0
 PROBE_AGAIN_S = 0.010
 """libzmq tells that somebody left a little before it lets go of the routing id."""
 MAX_PATHS = 1000
+MAX_PATH_BYTES = 255
+"""Of a registered prefix; what clients ask for may be longer."""
+STATUS_S = 0.05
+"""How old the answer of mmi.status may be."""
 MAX_STRANGERS = 1000
 """Peers of unknown dialect that get a line in the log; more are only counted."""
 
@@ -88,6 +92,7 @@ class RouterProtocol:
             self.dirty,
             self.counters,
             foreign_deadline_s,
+            seed=seed,
             accepts_workers=register_secret is None,
         )
         self._seed = seed
@@ -98,6 +103,9 @@ class RouterProtocol:
         self._now = now
         # Who has sent what nobody here can read: one line in the log for each of them.
         self._strangers: set[bytes] = set()
+        # The answer of mmi.status, and when it was made.
+        self._status = b""
+        self._status_at = now - 1.0
         self._ticked_at = now
         self._judge_at = now + JUDGE_INTERVAL_S
         self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
@@ -357,8 +365,8 @@ class RouterProtocol:
             return f"the name {service!r:.64} is not to be had"
         if not 0 <= credit <= 0xFFFF or not 0 <= pid < 1 << 32:
             return "READY's credit or pid is out of range"
-        if not all(path.startswith("/") for path in paths):
-            return "a path begins with a slash"
+        if not all(path.startswith("/") and len(path.encode()) <= MAX_PATH_BYTES for path in paths):
+            return f"a path begins with a slash and has at most {MAX_PATH_BYTES} bytes"
         old = self.instances.get(wid)
         if old is not None:
             # Names are in mmi.status for all to read, epochs are not: only their owner registers anew.
@@ -406,10 +414,15 @@ class RouterProtocol:
     def _introspect(self, client: ClientPeer, id_: int, target: bytes, envelope: bytes) -> None:
         """Answer a request to the router itself: mmi.service, mmi.status; 501 for the rest of mmi."""
         if target == b"mmi.status":
-            answer: dict[str, Any] = {"body": self.status(self._now)}
-            code = status.OK
-        elif target == b"mmi.service":
-            name = _service_asked_for(envelope)
+            if self._now - self._status_at > STATUS_S:
+                # Large where there are many services: made once for all who ask at about the same time.
+                self._status_at = self._now
+                self._status = mesh.pack_status(status.OK) + codec.dumps({"body": self.status(self._now)})
+            client.outbox.add(mesh.FINAL, 0, id_, 0, self._status)
+            return
+        answer: dict[str, Any]
+        if target == b"mmi.service":
+            name = mesh.split_service(envelope)
             pool = self.dispatcher.pools.get(name.encode("utf-8", "replace"))
             n = len(pool.instances) if pool is not None else 0
             code = status.OK if n else status.NOT_FOUND
@@ -475,14 +488,3 @@ class RouterProtocol:
     def _send_away(self, door: Door, routing_id: bytes, code: int, reason: str) -> None:
         outbox = Outbox(self.dirty, door, routing_id, is_parting=True)
         outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(code, reason))
-
-
-def _service_asked_for(envelope: bytes) -> str:
-    """Return the name in an mmi.service request: its argument ``service``, or its body."""
-    try:
-        value = mesh.split_object(envelope)
-    except ProtocolError:
-        return ""
-    arguments = value.get("arguments")
-    name = arguments.get("service") if isinstance(arguments, dict) else value.get("body")
-    return name if isinstance(name, str) else ""

@@ -53,6 +53,8 @@ class SinkProtocol:
                 if not _is_source(record.payload):
                     self._send_away(routing_id, status.FORBIDDEN, "a sink takes sources only")
                     return
+                if peer is not None:
+                    peer.outbox.drop()
                 outbox = Outbox(self.dirty, self.door, routing_id)
                 peer = peers[routing_id] = Peer(self.door, outbox, SOURCE, now)
                 peer.outbox.add(mesh.WELCOME, payload=codec.dumps({"version": mesh.VERSION}))

@@ -416,3 +416,18 @@ def test_raw_parts_come_back_byte_for_byte(head: bytes, parts: list[bytes]) -> N
 def test_over_65535_parts_are_refused_by_the_sender() -> None:
     with pytest.raises(NotSerializable, match="65535"):
         mesh.pack_raw(b"{}", [b""] * 65_536)
+
+
+@pytest.mark.parametrize(
+    ("envelope", "name"),
+    [
+        (b'{"arguments":{"service":"api"}}', "api"),
+        (b'{"body":"api"}', "api"),
+        (b'{"arguments":{"service":7}}', ""),
+        (b'{"body":["api"]}', ""),
+        (b"[]", ""),
+        (b"\xff", ""),
+    ],
+)
+def test_a_question_for_a_service_names_it_as_argument_or_body(envelope: bytes, name: str) -> None:
+    assert mesh.split_service(envelope) == name
