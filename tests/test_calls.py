@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
-from butler_mesh.errors import BadRequest, DeadlineExceeded, RemoteError
+from butler_mesh.errors import BadRequest, DeadlineExceeded, InstanceLost, RemoteError
 from butler_mesh.messages import encode_response
 from butler_mesh.protocol.mesh import FINAL, PARTIAL
 from tests.meshes import Mesh, drained
@@ -307,3 +307,14 @@ def test_the_status_of_the_first_part_is_known_while_the_rest_comes() -> None:
     assert [next(stream), next(stream)] == [1, 2]
     assert stream.response is not None
     assert (stream.response.status_code, stream.response.headers) == (201, {"X": "y"})
+
+
+def test_a_sender_that_keeps_to_no_window_is_cut_off_before_it_fills_the_reader() -> None:
+    stream = ResponseStream("/flood")
+    parts = stream.on_reply
+    for n in range(100):
+        parts(PARTIAL, 200, 0, b'{"body":%d}' % n)
+    taken = []
+    with pytest.raises(InstanceLost, match="more than its window"):
+        taken.extend(stream)
+    assert len(taken) < 3 * STREAM_WINDOW

@@ -933,3 +933,47 @@ def test_a_burst_of_one_turn_fills_the_queue_only_with_what_nobody_is_free_for()
     worker.reply()
     worker.reply()
     assert [call.code for call in asked] == [200, 200, 503]
+
+
+def test_what_waits_for_a_service_without_instances_does_not_starve_those_that_have_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_ABSENT_BYTES", 10_000)
+    monkeypatch.setattr(dispatcher, "MAX_QUEUED_BYTES", 20_000)
+    net = Net()
+    hoarder, caller, worker = net.caller(), net.caller(), net.worker()
+    hoarded = [hoarder.ask(f"absent-{n}", b"x" * 9000) for n in range(5)]
+    assert [call.code for call in hoarded] == [None, None, None, 503, 503]
+    asked = caller.ask("svc", b"x" * 9000)
+    worker.reply()
+    assert asked.code == 200
+
+
+def test_the_router_parses_no_more_than_a_kilobyte_of_a_question_to_itself() -> None:
+    net = Net()
+    client = net.raw_client()
+    envelope = b'{"body":"' + b"x" * 2000 + b'"}'
+    net.send(client, mesh.REQUEST, 0, 1, 1000, request("mmi.service", envelope))
+    net.send(client, mesh.REQUEST, 0, 2, 1000, request("mmi.service", b'{"body":"svc"}'))
+    assert client.finals() == [(1, 413), (2, 404)]
+
+
+def test_an_instance_that_leaves_takes_the_paths_along_that_only_it_had() -> None:
+    net = Net(register_grace_s=0.0)
+    net.worker("svc", paths=["/a"])
+    other = net.worker("svc", paths=["/a", "/b"])
+    directory = net.router.dispatcher.directory
+    assert set(directory.prefixes) == {b"/a", b"/b"}
+    net.drop(other)
+    assert set(directory.prefixes) == {b"/a"}
+    assert net.caller().ask("/b").code == 404
+
+
+def test_a_cancelled_call_keeps_its_token_but_not_its_bytes() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker()
+    asked = caller.ask("svc", b"x" * 50_000)
+    assert asked.pending is not None
+    caller.machine.cancel(asked.pending)
+    net.settle()
+    assert all(not call.payload and call.envelope is None for call in worker.peer.calls.values())

@@ -985,3 +985,10 @@ def test_a_client_gets_exactly_one_final_however_a_worker_jumbles_its_replies(
     w.say("FINAL", address, b"", b"end")
     commands = [frames[1] for frames in client.take()]
     assert commands == [b"\x02"] * (len(commands) - 1) + [b"\x03"]
+
+
+def test_a_workers_name_for_all_to_read_does_not_show_its_routing_id(wires: Wires) -> None:
+    worker(wires, MDP_02, b"\x00\x11\x22\x33\x44")
+    (shown,) = wires.router.status(wires.now)["services"]["echo"]["instances"]
+    assert b"\x00\x11\x22\x33\x44".hex() not in shown["wid"]
+    assert b"\x11\x22\x33\x44".hex() not in shown["wid"]
