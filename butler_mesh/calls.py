@@ -17,6 +17,8 @@ from butler_mesh.messages import Body, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
 from butler_mesh.status import INSTANCE_LOST
 
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""What a stream whose sender keeps to no window may have waiting for its reader."""
 _OVERRUN = b'{"message":"the stream sent more than its window"}'
 
 STREAM_WINDOW = 16
@@ -102,18 +104,21 @@ class _Parts:
     """What has arrived of a stream. The engine holds this and not the stream itself, so that a stream
     which nobody holds any more is noticed."""
 
-    __slots__ = ("arrived", "changed", "is_over")
+    __slots__ = ("arrived", "changed", "is_over", "unread_bytes")
 
     def __init__(self) -> None:
         self.arrived: deque[tuple[int, int, int, bytes]] = deque()
         # Nothing is taken after this: the end has come, or far more than was asked for.
         self.is_over = False
+        self.unread_bytes = 0
         self.changed = Event()
 
     def __call__(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
         """Take a part or the end (the engine's ``on_reply``)."""
-        if kind != FINAL and len(self.arrived) >= 2 * STREAM_WINDOW:
-            # More than was ever granted: its sender keeps to no window, and would fill this process.
+        self.unread_bytes += len(envelope)
+        if kind != FINAL and len(self.arrived) >= 2 * STREAM_WINDOW and self.unread_bytes > MAX_UNREAD_BYTES:
+            # More than was ever granted. A Majordomo worker knows no windows and may be ahead of its
+            # reader, but it must not fill the process.
             kind, status, flags, envelope = FINAL, INSTANCE_LOST, 0, _OVERRUN
         if not self.is_over:
             self.arrived.append((kind, status, flags, envelope))
@@ -153,6 +158,7 @@ class ResponseStream:
             parts.changed.clear()
             parts.changed.wait()
         kind, status, flags, envelope = parts.arrived.popleft()
+        parts.unread_bytes -= len(envelope)
         response = decode_response(status, flags, envelope, self._path)
         if self.response is None or kind == FINAL:
             self.response = response

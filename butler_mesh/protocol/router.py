@@ -40,8 +40,6 @@ PROBE_AGAIN_S = 0.010
 MAX_PATHS = 1000
 MAX_PATH_BYTES = 255
 """Of a registered prefix; what clients ask for may be longer."""
-STATUS_S = 0.05
-"""How old the answer of mmi.status may be."""
 MAX_STRANGERS = 1000
 """Peers of unknown dialect that get a line in the log; more are only counted."""
 
@@ -414,8 +412,8 @@ class RouterProtocol:
     def _introspect(self, client: ClientPeer, id_: int, target: bytes, envelope: bytes) -> None:
         """Answer a request to the router itself: mmi.service, mmi.status; 501 for the rest of mmi."""
         if target == b"mmi.status":
-            if self._now - self._status_at > STATUS_S:
-                # Large where there are many services: made once for all who ask at about the same time.
+            if self._now != self._status_at:
+                # Large where there are many services: made once for all who ask in the same turn.
                 self._status_at = self._now
                 self._status = mesh.pack_status(status.OK) + codec.dumps({"body": self.status(self._now)})
             client.outbox.add(mesh.FINAL, 0, id_, 0, self._status)
