@@ -229,7 +229,9 @@ def test_a_second_signal_does_not_wait() -> None:
         assert program.ends() == 0
         assert monotonic() - started < 4.0
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-        assert waiting.get(timeout=5.0)
+        # Cut off, or told 502 by a web process that outlived the service by a moment: not kept waiting.
+        waiting.join(timeout=5.0)
+        assert waiting.ready()
 
 
 def cut_off(demo: Demo) -> bool:
