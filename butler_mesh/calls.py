@@ -169,6 +169,9 @@ class ResponseStream:
                 self._taken = 0
             return response.body
         self._is_over = True
+        if status == INSTANCE_LOST and self._connection is not None:
+            # Nothing where the end came over the wire; a sender that was cut off is told to stop.
+            self._connection.cancel(self._call)
         response.raise_for_status()
         if response.body is None:
             raise StopIteration
