@@ -16,6 +16,7 @@ one") make sense for binding only; whether a socket can use them is for the sock
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -31,6 +32,8 @@ EXAMPLES = {
     "amqp": "amqp://user:password@host/vhost/api.images",
     "amqps": "amqps://user:password@host/vhost/api.images",
 }
+BIND_HOST = "BUTLER_MESH_BIND_HOST"
+"""Names what ``*`` means to all who bind: where a whole program is to keep to 127.0.0.1, say."""
 LONGEST_SERVICE = 255  # bytes: RabbitMQ's limit for the name of a queue, which a service is there
 LONGEST_IPC_PATH = 107  # bytes: Linux' sun_path less its closing zero
 
@@ -141,6 +144,17 @@ def is_loopback(endpoint: str) -> bool:
     host, _ = _host_and_port(parts.where)
     ip = _ip(host)
     return parts.scheme in _LOCAL or host == "localhost" or (ip is not None and ip.is_loopback)
+
+
+def to_bind(endpoint: str) -> str:
+    """Return what to bind for ``endpoint``: its ``*`` is every interface, or the host that the environment
+    variable BUTLER_MESH_BIND_HOST names. Raises AddressError."""
+    check_endpoint(endpoint)
+    host = os.environ.get(BIND_HOST)
+    if host and endpoint.startswith("tcp://*:"):
+        endpoint = f"tcp://{host}:{endpoint.rpartition(':')[2]}"
+        check_endpoint(endpoint)
+    return endpoint
 
 
 def ipc_path(endpoint: str) -> str | None:

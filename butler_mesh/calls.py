@@ -11,6 +11,7 @@ from gevent.event import AsyncResult, Event
 from gevent.hub import get_hub
 from greenlet import getcurrent, greenlet
 
+from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import ClientConnection
 from butler_mesh.errors import DeadlineExceeded, UsageError
 from butler_mesh.messages import Body, ServiceResponse, decode_response
@@ -148,6 +149,20 @@ class ResponseStream:
 
     def __iter__(self) -> Iterator[Body]:
         return self
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the next part, or the end; False when neither came within ``timeout`` seconds.
+
+        With True, ``next`` returns (or raises) at once. The call goes on either way.
+        """
+        parts = self.on_reply
+        until = monotonic() + timeout
+        while not (parts.arrived or self._is_over):
+            parts.changed.clear()
+            left = until - monotonic()
+            if left <= 0 or not parts.changed.wait(left):
+                return bool(parts.arrived)
+        return True
 
     def __next__(self) -> Body:
         """Return the next part's body; raises the failure if the stream ended in one."""

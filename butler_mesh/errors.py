@@ -27,7 +27,9 @@ A retry is sound where ``is_retry_safe`` says so: the request was never started.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class MeshError(Exception):
@@ -213,6 +215,30 @@ _MIXABLE: tuple[type[Exception], ...] = (
 _mixed: dict[str, type[RemoteError]] = {
     kind.__name__: type(kind.__name__, (RemoteError, kind), {"__module__": __name__}) for kind in _MIXABLE
 }
+
+
+def register_error(kind: type[E]) -> type[E]:
+    """Let failures of this name, raised far away, be caught here as ``kind``; a decorator, too.
+
+    For exception classes that both sides share: a remote ``ImageError`` is then a RemoteError that is
+    also an ``ImageError``. Nothing of the remote object travels but its name and text, so ``kind`` must
+    be buildable from one string. Raises UsageError where it is not, for a name that is taken, and for
+    classes that no caller should meet by surprise (StopIteration, our own).
+    """
+    taken = _mixed.get(kind.__name__)
+    if taken is not None and issubclass(taken, kind):
+        return kind
+    is_ours = issubclass(kind, MeshError | StopIteration | StopAsyncIteration)
+    if taken is not None or is_ours or not issubclass(kind, Exception):
+        raise UsageError(f"{kind.__name__} cannot stand for a remote failure")
+    try:
+        mixed = type(kind.__name__, (RemoteError, kind), {"__module__": kind.__module__})
+        mixed("text", type=kind.__name__)
+    except Exception as error:
+        raise UsageError(f"{kind.__name__} cannot be built from a text: {error}") from error
+    _mixed[kind.__name__] = mixed
+    return kind
+
 
 _BY_STATUS: dict[int, type[RequestFailed]] = {
     404: NotFound,

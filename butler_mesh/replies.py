@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
 from butler_mesh import status, tracing
 from butler_mesh.connections.base import Delivery
@@ -65,13 +66,14 @@ def send_reply(
 
 def send_response(delivery: Delivery, response: ServiceResponse) -> None:
     """Send a response; a body that is an iterator goes out part by part, or gathered into a list for a
-    caller that takes one reply."""
+    caller that takes one reply. What a generator returns at its end is one part more, sent as the last."""
     body = response.body
     if not isinstance(body, Iterator):
         send_reply(delivery, response.status_code, body, response.status_msg, response.headers)
     elif delivery.flags & STREAM:
+        rest = _Rest(body)
         try:
-            for part in body:
+            for part in rest:
                 delivery.wait_for_window()
                 send_reply(
                     delivery, response.status_code, part, response.status_msg, response.headers, final=False
@@ -80,10 +82,25 @@ def send_response(delivery: Delivery, response: ServiceResponse) -> None:
             # A reader that left has stopped us: the generator cleans up now, not when it is collected.
             if isinstance(body, Generator):
                 body.close()
-        send_reply(delivery, response.status_code, None)
+        send_reply(delivery, response.status_code, rest.value)
     else:
-        parts = list(body)
+        rest = _Rest(body)
+        parts = list(rest)
+        if rest.value is not None:
+            # What a stream's reader would be sent last.
+            parts = [*parts, rest.value] if parts else rest.value
         send_reply(delivery, response.status_code, parts, response.status_msg, response.headers)
+
+
+class _Rest:
+    """An iterator's parts; then ``value`` is what a generator returned: the body of the FINAL."""
+
+    def __init__(self, parts: Any) -> None:
+        self._parts = parts
+        self.value: Body = None
+
+    def __iter__(self) -> Iterator[Body]:
+        self.value = yield from self._parts
 
 
 def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool = True) -> None:

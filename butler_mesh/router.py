@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import gevent
 
-from butler_mesh.addresses import Address, check_endpoint, is_loopback
+from butler_mesh.addresses import Address, check_endpoint, is_loopback, to_bind
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.errors import AddressInUse, UsageError
 from butler_mesh.lifetime import GRACE_S, Lifetime
@@ -31,15 +31,16 @@ class Side:
 
         May be called several times. Raises AddressInUse and AddressError.
         """
-        check_endpoint(endpoint)
         bound = self._router.node.bind(endpoint, clients=self._clients, services=self._services)
         _log.info("listening on %s", bound)
         return bound
 
 
 class Router:
-    """A router. ``options`` are the limits of ``RouterProtocol``: ``queue_limit``, ``register_grace_s``,
-    ``absent_grace_s``, ``foreign_deadline_s``, ``max_body_bytes``, ``register_secret``.
+    """A router. ``options`` are those of ``butler_mesh.protocol.limits.Limits``: ``queue_limit``,
+    ``register_grace_s``, ``absent_grace_s``, ``forget_service_s``, ``foreign_deadline_s``,
+    ``busy_timeout_s``, ``heartbeat_interval_s``, ``heartbeat_timeout_s``, ``max_body_bytes``,
+    ``register_secret``.
 
     Its sockets are watched by the hub of the thread that made it: whenever that thread's greenlets
     wait, the router works. ``run`` is only a way to wait.
@@ -69,14 +70,15 @@ class Router:
         """Whether it was made by this process and not by one that this is a fork of."""
         return self._node is not None and self._pid == os.getpid()
 
-    def bind(self, endpoint: str) -> str:
-        """Listen here for clients and services both; for loopback and ipc.
+    def bind(self, endpoint: str, *, public: bool = False) -> str:
+        """Listen here for clients and services both.
 
-        On other addresses front and back end are separate ports, so that a firewall can tell them
-        apart: there it raises UsageError.
+        Where other machines can come, front and back end are better separate ports, so that a firewall
+        can tell them apart: there it raises UsageError unless ``public`` says that this is meant (as
+        Majordomo has it).
         """
-        check_endpoint(endpoint)
-        if not is_loopback(endpoint):
+        endpoint = to_bind(endpoint)
+        if not (public or is_loopback(endpoint)):
             raise UsageError(f"{endpoint} is not loopback: bind frontend and backend to ports of their own")
         return Side(self, clients=True, services=True).bind(endpoint)
 

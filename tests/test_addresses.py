@@ -6,7 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from butler_mesh.addresses import Address, check_endpoint, check_service, ipc_path, is_loopback
+from butler_mesh.addresses import (
+    BIND_HOST,
+    Address,
+    check_endpoint,
+    check_service,
+    ipc_path,
+    is_loopback,
+    to_bind,
+)
 from butler_mesh.errors import AddressError
 
 UNDERSTOOD = [
@@ -230,3 +238,16 @@ def test_any_text_is_an_address_or_an_address_error(text: str) -> None:
     except AddressError:
         return
     assert Address.parse(str(address)) == address
+
+
+def test_a_star_means_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BIND_HOST, raising=False)
+    assert to_bind("tcp://*:5555") == "tcp://*:5555"
+    monkeypatch.setenv(BIND_HOST, "127.0.0.1")
+    assert to_bind("tcp://*:5555") == "tcp://127.0.0.1:5555"
+    assert to_bind("tcp://*:*") == "tcp://127.0.0.1:*"
+    for other in ("tcp://10.0.0.1:5555", "ipc://*", "memory://*"):
+        assert to_bind(other) == other
+    monkeypatch.setenv(BIND_HOST, "no host")
+    with pytest.raises(AddressError, match="white space"):
+        to_bind("tcp://*:5555")

@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
 from butler_mesh.errors import BadRequest, DeadlineExceeded, InstanceLost, RemoteError
@@ -318,3 +319,26 @@ def test_a_sender_that_keeps_to_no_window_is_cut_off_before_it_fills_the_process
     with pytest.raises(InstanceLost, match="more than its window"):
         taken.extend(stream)
     assert 2 * STREAM_WINDOW <= len(taken) < 3 * STREAM_WINDOW
+
+
+def test_a_streams_next_part_can_be_waited_for_with_patience_of_ones_own(mesh: Mesh) -> None:
+    """``wait`` tells whether ``next`` would return at once, a part or the end; the call goes on."""
+    go = Event()
+
+    def parts() -> Iterator[int]:
+        yield 1
+        go.wait(10.0)
+        yield 2
+
+    mesh.service(parts)
+    stream = mesh.client().request_stream("svc", "/parts")
+    assert stream.wait(5.0)
+    assert next(stream) == 1
+    assert not stream.wait(0.0)
+    assert not stream.wait(0.02)
+    go.set()
+    assert stream.wait(5.0)
+    assert next(stream) == 2
+    assert stream.wait(5.0)
+    assert next(stream, None) is None
+    assert stream.wait(0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from butler_mesh import errors
-from butler_mesh.errors import RemoteError, RequestFailed, failure
+from butler_mesh.errors import RemoteError, RequestFailed, failure, register_error
 
 ALL = [
     kind
@@ -85,3 +85,37 @@ def test_every_remote_builtin_error_can_be_raised_and_shown() -> None:
 def test_an_error_without_a_message_says_its_status() -> None:
     assert str(failure(502, "")) == "status 502"
     assert str(errors.DeadlineExceeded()) == "deadline passed"
+
+
+class ImageError(Exception):
+    """One that two programs share."""
+
+
+def test_a_registered_error_is_caught_as_what_it_is() -> None:
+    assert type(failure(500, "no image", type="ImageError")) is RemoteError
+    assert register_error(ImageError) is register_error(ImageError) is ImageError
+    error = failure(500, "no image", type="ImageError", traceback="Traceback: x")
+    assert isinstance(error, ImageError)
+    assert isinstance(error, RemoteError)
+    assert (error.type, error.message, error.args) == ("ImageError", "no image", ("no image",))
+    assert "Original Traceback" in str(error)
+
+
+class Picky(Exception):
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (Picky, "built from a text"),
+        (StopIteration, "cannot stand"),
+        (SystemExit, "cannot stand"),
+        (errors.NotFound, "cannot stand"),
+        (type("KeyError", (Exception,), {}), "cannot stand"),
+    ],
+)
+def test_an_error_that_cannot_be_made_here_is_refused(kind: type[Exception], wrong: str) -> None:
+    with pytest.raises(errors.UsageError, match=wrong):
+        register_error(kind)

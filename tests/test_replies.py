@@ -187,3 +187,26 @@ def test_the_trace_of_a_request_is_the_handlers() -> None:
     answer(Recorder(ServiceRequest(headers={"traceparent": "00-abc"})), handle)
     assert seen == ["00-abc"]
     tracing.current.reset(token)
+
+
+def test_what_a_generator_returns_is_the_body_of_the_last_reply() -> None:
+    """The parts as they come, and with the outcome what was said last; all in one where one is asked for."""
+
+    def parts() -> Any:
+        yield b"1"
+        yield b"2"
+        return b"end"
+
+    def nothing_before() -> Any:
+        return b"end"
+        yield
+
+    for make, streamed, gathered in (
+        (parts, [b"1", b"2", b"end"], [b"1", b"2", b"end"]),
+        (nothing_before, [b"end"], b"end"),
+    ):
+        stream = Recorder(flags=STREAM)
+        answer(stream, lambda request, make=make: ServiceResponse(body=make()))
+        assert [response.body for response, _ in stream.replies] == streamed
+        assert [final for _, final in stream.replies] == [False] * (len(streamed) - 1) + [True]
+        assert answered(lambda request, make=make: ServiceResponse(body=make())).body == gathered

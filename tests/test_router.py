@@ -315,3 +315,23 @@ def test_when_the_host_of_three_is_killed_another_takes_over_and_calls_go_on(
             before = program.stdout.count(b"ok")
             wait_for(lambda program=program, before=before: program.stdout.count(b"ok") > before + 2, 20.0)
             assert program.process.poll() is None, program.stderr
+
+
+def test_both_roles_on_one_public_port_is_for_those_who_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    """And the log says once what that means; a loopback port is nobody's business."""
+    with Router() as router:
+        router.bind(ANY_PORT)
+        assert not caplog.records
+        bound = router.bind("tcp://0.0.0.0:*", public=True)
+        [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert line.startswith(f"{bound} can be reached from other machines")
+
+
+def test_a_star_is_loopback_where_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BUTLER_MESH_BIND_HOST", "127.0.0.1")
+    with Router() as router:
+        for bind in (router.bind, router.frontend.bind, router.backend.bind):
+            assert bind("tcp://*:*").startswith("tcp://127.0.0.1:")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -12,6 +12,7 @@ from butler_mesh.clock import monotonic
 from butler_mesh.connections.pipes import PipeEnd, PipeHub
 from butler_mesh.connections.pump import Pump
 from butler_mesh.connections.sockets import SocketPort, listen
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.router import RouterProtocol
 
 GOODBYE_LINGER_S = 0.5
@@ -22,10 +23,10 @@ DRAIN_LOOK_S = 0.02
 
 
 class RouterNode:
-    """One router, running in the hub that made it. ``options`` are RouterProtocol's."""
+    """One router, running in the hub that made it. ``options`` are those of ``Limits``."""
 
     def __init__(self, **options: Any) -> None:
-        self.machine = RouterProtocol(monotonic(), secrets.token_bytes(32), **options)
+        self.machine = RouterProtocol(monotonic(), secrets.token_bytes(32), Limits(**options))
         self._pump = Pump(self.machine, logger="butler_mesh.router")
         self._local: PipeHub | None = None
         self._sockets: dict[str, SocketPort] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import os
 import secrets
 import stat
@@ -22,7 +23,7 @@ from gevent.hub import get_hub
 from zmq.backend import Socket as Backend
 from zmq.utils.monitor import parse_monitor_message
 
-from butler_mesh.addresses import ipc_path
+from butler_mesh.addresses import ipc_path, is_loopback, to_bind
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.pump import Pump, Sent
 from butler_mesh.errors import AddressError, AddressInUse
@@ -48,6 +49,8 @@ _POLLIN = int(zmq.POLLIN)
 _WATCHED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
 
 _NO_FRAMES: list[Frame] = []
+
+_log = logging.getLogger("butler_mesh.connections")
 
 _contexts: dict[int, zmq.Context[Any]] = {}
 
@@ -218,6 +221,7 @@ class SocketPort:
 
 def listen(endpoint: str, door: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> SocketPort:
     """Bind a ROUTER. Raises AddressInUse, for ipc too, and AddressError for an endpoint that cannot be."""
+    endpoint = to_bind(endpoint)
     path = ipc_path(endpoint)
     lock = None if path is None else _lock(path, endpoint)
     socket = context().socket(zmq.ROUTER)
@@ -236,6 +240,12 @@ def listen(endpoint: str, door: object, *, max_body_bytes: int = MAX_BODY_BYTES)
         if error.errno == zmq.EADDRINUSE:
             raise AddressInUse(f"{endpoint} is in use by another process") from error
         raise AddressError(f"cannot bind {endpoint}: {error.strerror}") from error
+    if not is_loopback(endpoint):
+        _log.warning(
+            "%s can be reached from other machines: whoever can connect can send requests, and may stop the "
+            "process; filter the port, or bind to 127.0.0.1",
+            port.endpoint,
+        )
     return port
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.peers import Call, ServicePool
 
-REGISTER_GRACE_S = 3.0
-"""How long after its start a router takes an unknown service for one that is about to register."""
-ABSENT_GRACE_S = 60.0
-"""How long requests for a service may wait after its last instance left: a deploy, not a typo."""
 MAX_POOLS = 10_000
 """Services, known or asked for: names that clients make up must not grow the table without end."""
 
@@ -15,12 +12,12 @@ MAX_POOLS = 10_000
 class Directory:
     """Service pools by name and by path prefix, and the grace for those without instances."""
 
-    def __init__(self, now: float, *, register_grace_s: float, absent_grace_s: float) -> None:
+    def __init__(self, now: float, limits: Limits) -> None:
         self.pools: dict[bytes, ServicePool] = {}
         # Whole-segment path prefix -> the one service that owns it.
         self.prefixes: dict[bytes, ServicePool] = {}
-        self.absent_grace_s = absent_grace_s
-        self.grace_until = now + register_grace_s
+        self.grace_until = now + limits.register_grace_s
+        self._limits = limits
         # No target is searched beyond it: one of 64 KiB of slashes would cost half a second.
         self._longest_prefix = 0
 
@@ -33,7 +30,7 @@ class Directory:
 
     def is_expected(self, pool: ServicePool, now: float) -> bool:
         """Tell whether a service without instances may have one again soon."""
-        return now < self.grace_until or now - pool.left_at < self.absent_grace_s
+        return now < self.grace_until or now - pool.left_at < self._limits.absent_grace_s
 
     def imagine(self, target: bytes, now: float) -> ServicePool | None:
         """Return a pool for a service that nobody has registered yet; None when there are too many.
@@ -42,7 +39,7 @@ class Directory:
         """
         if len(self.pools) >= MAX_POOLS:
             return None
-        pool = self.pools[target] = ServicePool(target, now - self.absent_grace_s)
+        pool = self.pools[target] = ServicePool(target, now - self._limits.absent_grace_s)
         return pool
 
     def owner(self, name: bytes, paths: list[bytes]) -> bytes | None:
@@ -60,6 +57,7 @@ class Directory:
         pool = self.pools.get(key)
         if pool is None:
             pool = self.pools[key] = ServicePool(key, now)
+        pool.was_registered = True
         pool.paths.update(paths)
         for path in paths:
             self.prefixes[path] = pool
@@ -93,9 +91,13 @@ class Directory:
         return calls
 
     def tidy(self, now: float) -> None:
-        """Forget services that are long gone."""
+        """Forget services that are long gone, or at once, when nobody ever registered them."""
+        is_crowded = len(self.pools) > MAX_POOLS // 2
         for name, pool in list(self.pools.items()):
-            if not pool.instances and not len(pool.queue) and not self.is_expected(pool, now):
+            if pool.instances or len(pool.queue) or self.is_expected(pool, now):
+                continue
+            is_known = pool.was_registered and now - pool.left_at < self._limits.forget_service_s
+            if is_crowded or not is_known:
                 del self.pools[name]
                 for path in pool.paths:
                     if self.prefixes.get(path) is pool:

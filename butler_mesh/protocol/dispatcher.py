@@ -16,15 +16,14 @@ from collections.abc import Callable, Collection
 from butler_mesh import status
 from butler_mesh.counters import Counters
 from butler_mesh.protocol import mesh
-from butler_mesh.protocol.directory import ABSENT_GRACE_S, MAX_POOLS, REGISTER_GRACE_S, Directory
+from butler_mesh.protocol.directory import MAX_POOLS, Directory
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, PARTIAL, STREAM, Record
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 from butler_mesh.protocol.peers import Call, ClientPeer, InstancePeer, ServicePool
 from butler_mesh.protocol.wheel import NEVER, Wheel
 
-QUEUE_PER_SERVICE = 1000
-"""Requests that may wait for one service: at 30 000 calls/s, a thirtieth of a second's work."""
 MAX_POOL_BYTES = 64 * 1024 * 1024
 """What the queue of one service may hold."""
 MAX_ABSENT_BYTES = 2 * 1024 * 1024
@@ -49,18 +48,14 @@ class Dispatcher:
         first_token: int,
         counters: Counters,
         introspect: Introspect,
-        *,
-        queue_limit: int = QUEUE_PER_SERVICE,
-        register_grace_s: float = REGISTER_GRACE_S,
-        absent_grace_s: float = ABSENT_GRACE_S,
-        max_body_bytes: int = mesh.MAX_BODY_BYTES,
+        limits: Limits,
     ) -> None:
-        self.directory = Directory(now, register_grace_s=register_grace_s, absent_grace_s=absent_grace_s)
+        self.directory = Directory(now, limits)
         self.pools = self.directory.pools
         self.wheel: Wheel[Call] = Wheel()
         self.counters = counters
-        self.queue_limit = queue_limit
-        self.max_body_bytes = max_body_bytes
+        self.queue_limit = limits.queue_limit
+        self.max_body_bytes = limits.max_body_bytes
         # Answers requests to the router itself (MMI): client, id, target, envelope.
         self._introspect = introspect
         # What all queued requests hold together.
@@ -125,7 +120,8 @@ class Dispatcher:
         directory = self.directory
         pool = directory.find(target)
         if pool is None or not (pool.instances or must_queue or directory.is_expected(pool, now)):
-            pool = self._imagine(client, id_, target, now, must_queue=must_queue)
+            is_known = pool is not None and pool.was_registered
+            pool = self._imagine(client, id_, target, now, must_queue=must_queue, is_known=is_known)
             if pool is None:
                 return
         if deadline <= now:
@@ -377,9 +373,14 @@ class Dispatcher:
     # --- within -------------------------------------------------------------------------------
 
     def _imagine(
-        self, client: ClientPeer, id_: int, target: bytes, now: float, *, must_queue: bool
+        self, client: ClientPeer, id_: int, target: bytes, now: float, *, must_queue: bool, is_known: bool
     ) -> ServicePool | None:
         """Return a pool for a service nobody has registered yet, or refuse the request."""
+        if is_known:
+            self.counters.add("refused.absent")
+            text = f"{target[:255].decode('utf-8', 'replace')} has no instances"
+            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, text, RETRY_AFTER_S))
+            return None
         if not must_queue and now >= self.directory.grace_until:
             self.counters.add("refused.not_found")
             what = "path" if target[:1] == b"/" else "service"

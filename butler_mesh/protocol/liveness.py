@@ -58,11 +58,11 @@ class Pulse:
         self.work_at += seconds
         self.control_at += seconds
 
-    def state(self, now: float) -> State:
+    def state(self, now: float, dead_after_s: float = DEAD_AFTER_S) -> State:
         """Judge. Only to be asked after everything that had arrived was read."""
         heard_at = max(self.control_at, self.work_at) if self.has_control else self.work_at
         silence = now - heard_at
-        if silence >= DEAD_AFTER_S:
+        if silence >= dead_after_s:
             return State.DEAD
         if silence >= BLOCKED_AFTER_S or self.lag_s >= BLOCKED_LAG_S:
             return State.BLOCKED

@@ -16,15 +16,11 @@ from butler_mesh import codec, status
 from butler_mesh.counters import Counters
 from butler_mesh.protocol import mdp, mesh
 from butler_mesh.protocol.dispatcher import Dispatcher
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.mesh import ATTACH_OVER, FINAL, PARTIAL, RAW, STREAM, Frame, Record
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.peers import Call, ClientPeer, Door, InstancePeer
-
-FOREIGN_DEADLINE_S = 900.0
-"""Deadline of a request that carries none, and patience with a busy worker (majortomo's default)."""
-IDLE_EXPIRY_S = 10.0
-"""Silence after which an idle worker is taken for dead: four of the reference's heartbeats."""
 
 _ADDRESS = Struct(">Q")
 
@@ -41,7 +37,7 @@ class ForeignClient(ClientPeer):
         now: float,
         dialect: mdp.Dialect,
         counters: Counters,
-        patience_s: float = FOREIGN_DEADLINE_S,
+        patience_s: float,
     ) -> None:
         super().__init__(door, outbox, dialect.name, now)
         # It says nothing between its requests, and that is its right.
@@ -71,19 +67,14 @@ class ForeignClient(ClientPeer):
 class ForeignWorker(InstancePeer):
     """A worker of one of the dialects: one request at a time, heartbeats only from its own loop."""
 
-    __slots__ = ("dialect",)
+    __slots__ = ("busy_patience_s", "dialect")
 
-    def __init__(
-        self,
-        door: Door,
-        outbox: Outbox,
-        now: float,
-        dialect: mdp.Dialect,
-        patience_s: float = FOREIGN_DEADLINE_S,
-    ) -> None:
+    def __init__(self, door: Door, outbox: Outbox, now: float, dialect: mdp.Dialect, limits: Limits) -> None:
         super().__init__(door, outbox, dialect.name, now)
-        # While it works, that is; reference workers do not beat then.
-        self.patience_s = patience_s
+        self.patience_s = limits.heartbeat_timeout_s
+        # Reference workers do not beat while they work.
+        busy_s = limits.busy_timeout_s
+        self.busy_patience_s = limits.foreign_patience_s if busy_s is None else busy_s
         self.dialect = dialect
         self.credit = self.free = 1
 
@@ -107,7 +98,7 @@ class ForeignWorker(InstancePeer):
         self.outbox.put(self.dialect.disconnect())
 
     def judge(self, now: float) -> State:
-        patience_s = self.patience_s if self.calls else IDLE_EXPIRY_S
+        patience_s = self.busy_patience_s if self.calls else self.patience_s
         return State.DEAD if now - self.heard_at >= patience_s else State.READY
 
     def describe(self) -> dict[str, object]:
@@ -122,20 +113,19 @@ class Majordomo:
         dispatcher: Dispatcher,
         dirty: list[Outbox],
         counters: Counters,
-        foreign_deadline_s: float = FOREIGN_DEADLINE_S,
+        limits: Limits,
         *,
         seed: bytes = b"",
-        accepts_workers: bool = True,
     ) -> None:
         self._dispatcher = dispatcher
         self._dirty = dirty
         self._counters = counters
-        self._foreign_deadline_s = foreign_deadline_s
+        self._limits = limits
         # No dialect can show a register secret: where one is asked for, none of their workers may come.
-        self._accepts_workers = accepts_workers
+        self._accepts_workers = limits.register_secret is None
         self._key = blake2b(seed, digest_size=16).digest()
-        # A request that may take longer must not be lost with the patience for those who deal with it.
-        self._patience_s = max(foreign_deadline_s, FOREIGN_DEADLINE_S)
+        # Its entry is kept for as long as a reply to its last request may come.
+        self._client_patience_s = limits.foreign_patience_s
 
     def receive(self, door: Door, routing_id: bytes, frames: Sequence[Frame], now: float) -> bool:
         """Act on one message; False when it is of no known dialect."""
@@ -173,7 +163,7 @@ class Majordomo:
             return
         if client is None:
             outbox = Outbox(self._dirty, door, routing_id)
-            client = ForeignClient(door, outbox, now, dialect, self._counters, self._patience_s)
+            client = ForeignClient(door, outbox, now, dialect, self._counters, self._client_patience_s)
             door.peers[routing_id] = client
         client.heard_at = now
         if client.outbox.is_full:
@@ -193,7 +183,7 @@ class Majordomo:
         head = mesh.pack_target(request.service, mesh.UNBOUNDED_WINDOW if dialect.has_partial else None)
         client.last_id += 1
         payload, attached = _attach(head, envelope)
-        deadline = now + self._foreign_deadline_s
+        deadline = now + self._limits.foreign_deadline_s
         self._dispatcher.accept(
             client, client.last_id, flags, deadline, request.service, payload, attached, now, must_queue=True
         )
@@ -243,7 +233,7 @@ class Majordomo:
             self._send_away(door, routing_id, message.dialect)
             return
         outbox = Outbox(self._dirty, door, routing_id)
-        worker = ForeignWorker(door, outbox, now, message.dialect, self._patience_s)
+        worker = ForeignWorker(door, outbox, now, message.dialect, self._limits)
         # Not its routing id: wids are for all to read, and whoever knows one id can guess the next.
         digest = blake2b(routing_id, digest_size=8, key=self._key).hexdigest()
         worker.wid = f"{message.dialect.name}-{digest}"

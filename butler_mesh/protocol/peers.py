@@ -38,7 +38,7 @@ class Peer:
         # Which table of the router's decides what this peer may send.
         self.role = role
         self.heard_at = now
-        # Silence after which it is given up; an instance is judged by its pulse instead.
+        # Silence after which it is given up.
         self.patience_s = DEAD_AFTER_S
         # Set when the peer left: what still points here then writes into the void.
         self.is_gone = False
@@ -131,7 +131,7 @@ class InstancePeer(Peer):
 
     def judge(self, now: float) -> State:
         """Return its health by what was heard of it."""
-        return self.pulse.state(now)
+        return self.pulse.state(now, self.patience_s)
 
     def describe(self) -> Mapping[str, object]:
         """Return what ``mmi.status`` says of it."""
@@ -215,7 +215,17 @@ class Call:
 class ServicePool:
     """A service as the router sees it: who answers, whose turn it is, who waits."""
 
-    __slots__ = ("instances", "is_due", "left_at", "name", "paths", "queue", "queued_bytes", "rotation")
+    __slots__ = (
+        "instances",
+        "is_due",
+        "left_at",
+        "name",
+        "paths",
+        "queue",
+        "queued_bytes",
+        "rotation",
+        "was_registered",
+    )
 
     def __init__(self, name: bytes, now: float) -> None:
         # The target that clients write. Instances without a name share one named by their paths.
@@ -228,6 +238,8 @@ class ServicePool:
         self.queued_bytes = 0
         # When its last instance left (or it was first asked for): it is kept for a while after.
         self.left_at = now
+        # Whether it ever had an instance, as opposed to being a name that somebody has asked for.
+        self.was_registered = False
         # Whether it stands in the router's list of pools to dispatch when the turn's input is read.
         self.is_due = False
 

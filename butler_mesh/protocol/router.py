@@ -15,10 +15,10 @@ from butler_mesh import codec, status
 from butler_mesh.counters import Counters
 from butler_mesh.errors import ProtocolError
 from butler_mesh.protocol import mesh
-from butler_mesh.protocol.directory import ABSENT_GRACE_S, REGISTER_GRACE_S
-from butler_mesh.protocol.dispatcher import QUEUE_PER_SERVICE, Dispatcher
-from butler_mesh.protocol.liveness import HEARTBEAT_INTERVAL_S, State
-from butler_mesh.protocol.majordomo import FOREIGN_DEADLINE_S, Majordomo
+from butler_mesh.protocol.dispatcher import Dispatcher
+from butler_mesh.protocol.limits import Limits
+from butler_mesh.protocol.liveness import State
+from butler_mesh.protocol.majordomo import Majordomo
 from butler_mesh.protocol.mesh import Frame, Record
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.peers import ClientPeer, ControlPeer, Door, InstancePeer, Peer
@@ -43,6 +43,8 @@ MAX_PATH_BYTES = 255
 MAX_STRANGERS = 1000
 """Peers of unknown dialect that get a line in the log; more are only counted."""
 
+DEFAULTS = Limits()
+
 Act = Callable[[Any, Record, float, float], None]
 
 
@@ -57,13 +59,7 @@ class RouterProtocol:
         self,
         now: float,
         seed: bytes,
-        *,
-        queue_limit: int = QUEUE_PER_SERVICE,
-        register_grace_s: float = REGISTER_GRACE_S,
-        absent_grace_s: float = ABSENT_GRACE_S,
-        foreign_deadline_s: float = FOREIGN_DEADLINE_S,
-        max_body_bytes: int = mesh.MAX_BODY_BYTES,
-        register_secret: str | bytes | None = None,
+        limits: Limits = DEFAULTS,
     ) -> None:
         self.router_id = hashlib.blake2b(seed, digest_size=10, person=b"id").hexdigest()
         self.epoch = hashlib.blake2b(seed, digest_size=16, person=b"epoch").hexdigest()
@@ -75,26 +71,11 @@ class RouterProtocol:
         self.doors: list[Door] = []
         self.instances: dict[str, InstancePeer] = {}
         first_token = int.from_bytes(hashlib.blake2b(seed, digest_size=8, person=b"token").digest()) >> 2
-        self.dispatcher = Dispatcher(
-            now,
-            first_token,
-            self.counters,
-            self._introspect,
-            queue_limit=queue_limit,
-            register_grace_s=register_grace_s,
-            absent_grace_s=absent_grace_s,
-            max_body_bytes=max_body_bytes,
-        )
-        self._majordomo = Majordomo(
-            self.dispatcher,
-            self.dirty,
-            self.counters,
-            foreign_deadline_s,
-            seed=seed,
-            accepts_workers=register_secret is None,
-        )
+        self.dispatcher = Dispatcher(now, first_token, self.counters, self._introspect, limits)
+        self._majordomo = Majordomo(self.dispatcher, self.dirty, self.counters, limits, seed=seed)
+        self._limits = limits
         self._seed = seed
-        self._secret = register_secret
+        self._secret = limits.register_secret
         self._welcomes = 0
         self._nonces: dict[InstancePeer, str] = {}
         self._started_at = now
@@ -106,7 +87,7 @@ class RouterProtocol:
         self._status_at = now - 1.0
         self._ticked_at = now
         self._judge_at = now + JUDGE_INTERVAL_S
-        self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
+        self._heartbeat_at = now + limits.heartbeat_interval_s
         self._probe_at: dict[Door, tuple[float, bool]] = {}
         d = self.dispatcher
         # What a peer may send, by its role: everything else is counted and dropped.
@@ -207,7 +188,7 @@ class RouterProtocol:
                     self._probe_at[door] = (now + PROBE_AGAIN_S, True)
                 self._probe(door)
         if now >= self._heartbeat_at:
-            self._heartbeat_at = now + HEARTBEAT_INTERVAL_S
+            self._heartbeat_at = now + self._limits.heartbeat_interval_s
             for door in self.doors:
                 self._probe(door)
         slept_s, self._ticked_at = now - self._ticked_at, now
@@ -308,6 +289,7 @@ class RouterProtocol:
             self._send_away(door, routing_id, status.FORBIDDEN, text)
             return None
         door.peers[routing_id] = peer
+        peer.patience_s = self._limits.heartbeat_timeout_s
         self._welcomes += 1
         nonce = hashlib.blake2b(
             self._seed, digest_size=16, person=b"nonce", salt=self._welcomes.to_bytes(16)
@@ -320,7 +302,7 @@ class RouterProtocol:
             "epoch": self.epoch,
             "nonce": nonce,
             "max_bytes": self.dispatcher.max_body_bytes,
-            "heartbeat_ms": int(HEARTBEAT_INTERVAL_S * 1000),
+            "heartbeat_ms": int(self._limits.heartbeat_interval_s * 1000),
         }
         outbox.add(mesh.WELCOME, payload=codec.dumps(welcome))
         return peer

@@ -13,6 +13,7 @@ from butler_mesh.connections.pipes import PipeEnd, PipeHub
 from butler_mesh.connections.pump import Pump, Sent
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.client import ClientProtocol
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.member import Phase
 from butler_mesh.protocol.router import RouterProtocol
 from tests.waiting import wait_for
@@ -22,7 +23,7 @@ class Sides:
     """A router's machine with its hub of pipes, and clients at their far ends."""
 
     def __init__(self) -> None:
-        self.router = RouterProtocol(monotonic(), b"seed" * 8, register_grace_s=0.0)
+        self.router = RouterProtocol(monotonic(), b"seed" * 8, Limits(register_grace_s=0.0))
         self.hub = PipeHub(self.router.open_door("inside"))
         self.pump = Pump(self.router)
         self.pump.attach(self.hub)

@@ -17,6 +17,7 @@ from butler_mesh.counters import Counters
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.client import ClientProtocol, Pending
 from butler_mesh.protocol.instance import CREDIT, Identity, InstanceProtocol, Intake, Job, Sign
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.mesh import FINAL, PARTIAL, Frame, Record
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.peers import Door, InstancePeer
@@ -322,7 +323,7 @@ class Net(Party):
         """Put a new router in the place of the old one, which nobody is connected to any more."""
         for link in self.links[:]:
             self._cut(link)
-        self.machine = RouterProtocol(self.now, self.number().to_bytes(16, "big"), **self._options)
+        self.machine = RouterProtocol(self.now, self.number().to_bytes(16, "big"), Limits(**self._options))
         self.both = self.machine.open_door("both")
         self.front = self.machine.open_door("front", services=False)
         self.back = self.machine.open_door("back", clients=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from butler_mesh.protocol.directory import MAX_POOLS, Directory
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.liveness import DEAD_AFTER_S
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.peers import Call, ClientPeer, Door, InstancePeer
@@ -11,7 +12,10 @@ NOW = 1000.0
 
 
 def directory(register_grace_s: float = 3.0, absent_grace_s: float = 60.0) -> Directory:
-    return Directory(NOW, register_grace_s=register_grace_s, absent_grace_s=absent_grace_s)
+    limits = Limits(
+        register_grace_s=register_grace_s, absent_grace_s=absent_grace_s, forget_service_s=absent_grace_s
+    )
+    return Directory(NOW, limits)
 
 
 def instance() -> InstancePeer:

@@ -7,9 +7,10 @@ from time import perf_counter
 import pytest
 
 from butler_mesh.protocol import dispatcher, mesh
-from butler_mesh.protocol.directory import ABSENT_GRACE_S, MAX_POOLS
+from butler_mesh.protocol.directory import MAX_POOLS
 from butler_mesh.protocol.dispatcher import RETRY_AFTER_S
 from butler_mesh.protocol.instance import Sign
+from butler_mesh.protocol.limits import ABSENT_GRACE_S
 from butler_mesh.protocol.mesh import ATTACH_OVER, IDEMPOTENT, ONE_WAY, STREAM, UNBOUNDED_WINDOW
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 from tests.protocol.net import Asked, Net, Raw, Worker, all_is_over, reply, request
@@ -322,8 +323,9 @@ def test_an_unknown_service_is_404_once_the_router_has_been_up_for_the_grace() -
     assert early.code in (503, 504)
 
 
-def test_after_its_last_instance_left_requests_wait_for_the_next_for_a_minute_and_then_are_404() -> None:
-    net = Net(register_grace_s=0.0)
+def test_after_its_last_instance_left_requests_wait_a_minute_then_are_503_and_after_an_hour_404() -> None:
+    """Deploy, outage, gone for good: the caller is told which."""
+    net = Net(register_grace_s=0.0, forget_service_s=2 * ABSENT_GRACE_S)
     caller, worker = net.caller(), net.worker(paths=["/svc"])
     net.advance(ABSENT_GRACE_S)
     net.kill(worker)
@@ -334,11 +336,14 @@ def test_after_its_last_instance_left_requests_wait_for_the_next_for_a_minute_an
     assert len(heir.jobs) == 2
     net.kill(heir)
     net.advance(ABSENT_GRACE_S + 0.5)
+    assert [caller.ask("svc").code, caller.ask("/svc/x").code] == [503, 503]
+    assert net.router.counters["refused.absent"] == 2
+    net.advance(ABSENT_GRACE_S)
     assert [caller.ask("svc").code, caller.ask("/svc/x").code] == [404, 404]
 
 
 def test_services_that_are_long_gone_or_never_came_are_forgotten() -> None:
-    net = Net(register_grace_s=1.0)
+    net = Net(register_grace_s=1.0, forget_service_s=ABSENT_GRACE_S)
     caller, worker = net.caller(), net.worker("svc", paths=["/svc"])
     asked = caller.ask("typo", timeout_s=5.0)
     net.kill(worker)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from butler_mesh.protocol.directory import ABSENT_GRACE_S
+from butler_mesh.protocol.limits import ABSENT_GRACE_S
 from butler_mesh.protocol.member import Phase
 from butler_mesh.protocol.mesh import ATTACH_OVER, IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.protocol.peers import ClientPeer, InstancePeer
@@ -26,7 +26,7 @@ class Mesh(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = Net(queue_limit=5)
+        self.net = Net(queue_limit=5, forget_service_s=0.0)
         self.callers = [self.net.caller(), self.net.caller()]
         self.workers = [self.net.worker("a", credit=1), self.net.worker("b", paths=["/p"], credit=2)]
         # Who asked, whether it is one-way, whether it was given up.

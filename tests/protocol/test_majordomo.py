@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from butler_mesh import codec
 from butler_mesh.protocol import mesh
-from butler_mesh.protocol.majordomo import FOREIGN_DEADLINE_S, IDLE_EXPIRY_S
+from butler_mesh.protocol.limits import FOREIGN_DEADLINE_S
+from butler_mesh.protocol.liveness import DEAD_AFTER_S
 from butler_mesh.protocol.mdp import MAJORTOMO, MDP_01, MDP_02, Dialect
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 from tests.protocol.wires import Wire, Wires
@@ -776,9 +777,9 @@ def test_workers_are_sent_heartbeats_every_second_busy_or_idle(
 
 
 @each_dialect
-def test_an_idle_worker_that_is_silent_for_ten_seconds_is_forgotten(wires: Wires, dialect: Dialect) -> None:
+def test_an_idle_worker_that_is_silent_for_too_long_is_forgotten(wires: Wires, dialect: Dialect) -> None:
     w = worker(wires, dialect)
-    pass_time(wires, IDLE_EXPIRY_S - 0.5)
+    pass_time(wires, DEAD_AFTER_S - 0.5)
     assert w.is_registered
     pass_time(wires, 0.5)
     assert not w.is_registered

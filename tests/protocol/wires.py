@@ -13,6 +13,7 @@ from typing import Any
 
 from butler_mesh import codec
 from butler_mesh.protocol import mesh
+from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.member import Member
 from butler_mesh.protocol.mesh import Record
 from butler_mesh.protocol.outbox import Outbox
@@ -30,7 +31,7 @@ class Wires:
 
     def __init__(self, *, now: float = START, **options: Any) -> None:
         self.now = now
-        self.router = RouterProtocol(now, SEED, **options)
+        self.router = RouterProtocol(now, SEED, Limits(**options))
         self.wires: dict[tuple[str, bytes], Wire] = {}
         # Peers that do not read: what is for them stays in their outbox, as with a full pipe.
         self.deaf: set[bytes] = set()
