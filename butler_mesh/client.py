@@ -23,6 +23,7 @@ from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_r
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.router import Router, Target
 from butler_mesh.rpc import Proxy
+from butler_mesh.sealing import Seal
 
 RETRY_STATUSES = frozenset({status.TOO_MANY, status.UNAVAILABLE})
 """Never started: a retry is always sound."""
@@ -43,7 +44,8 @@ class Client:
     ``address`` is an endpoint (``tcp://127.0.0.1:5555``), several of them, or a Router of this process;
     a service in it is the default of every call. ``timeout`` is in seconds. ``retries`` is how often a
     request is sent again where that is sound, within its deadline. ``persistent=False`` makes every call that
-    is waited for on a connection of its own.
+    is waited for on a connection of its own. ``passphrase`` seals requests for services that have the same
+    one, and refuses replies (502) that do not prove it; it never travels.
 
     The connection is opened at the first call, by the process that makes it: a fork gets its own.
     A client belongs to the thread that uses it first; from another one calls raise WrongThread.
@@ -57,13 +59,16 @@ class Client:
         retries: int = 0,
         persistent: bool = True,
         connect_timeout: float | None = None,
+        passphrase: str | bytes | None = None,
     ) -> None:
         self._target = Target(address)
         self.service = self._target.service
         self.timeout = timeout
         self.retries = retries
         self.persistent = persistent
-        self._connect_timeout_s = connect_timeout
+        self._options: dict[str, Any] = {"seal": None if passphrase is None else Seal(passphrase)}
+        if connect_timeout is not None:
+            self._options["connect_timeout_s"] = connect_timeout
         self._connection: ClientConnection | None = None
         self._pid = 0
         self._hub: object = None
@@ -286,8 +291,7 @@ class Client:
     def _open(self) -> ClientConnection:
         if self._is_closed:
             raise Closed("the client is closed")
-        options = {} if self._connect_timeout_s is None else {"connect_timeout_s": self._connect_timeout_s}
-        return connect_client(self._target.resolve(), **options)
+        return connect_client(self._target.resolve(), **self._options)
 
     def _disconnect(self, drain_s: float = DRAIN_S) -> list[tuple[int, str]]:
         connection, self._connection = self._connection, None

@@ -28,6 +28,7 @@ from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
 from butler_mesh.router import Router, Target
+from butler_mesh.sealing import Seal
 from butler_mesh.sink import DEFAULT_SINK, SinkSender
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,7 +44,8 @@ class Service:
     comes first. What it returns is the reply's body: any JSON value, bytes, a list of bytes, or an
     iterator, which is sent part by part. What it raises is the reply's failure.
 
-    ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home.
+    ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home. With a
+    ``passphrase`` only clients that have the same one are served: others get 401.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Service:
         tracebacks: bool = True,
         sink: str = DEFAULT_SINK,
         register_secret: str | bytes | None = None,
+        passphrase: str | bytes | None = None,
         pooled_greenlets: bool = True,
     ) -> None:
         self._target = Target(address)
@@ -66,6 +69,7 @@ class Service:
         self._options: dict[str, Any] = {
             "credit": credit,
             "register_secret": register_secret,
+            "seal": None if passphrase is None else Seal(passphrase),
             "pooled_greenlets": pooled_greenlets,
         }
         self._functions: dict[str, Callable[..., Any]] = {}

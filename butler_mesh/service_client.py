@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import gevent
@@ -48,23 +49,29 @@ class ServiceClientMixin:
     def register_service(
         self,
         address: str,
-        resp_addr: str | None = None,
-        passphrase: str | None = None,
         *,
+        passphrase: str | bytes | None = None,
         timeout: float = deadlines.DEFAULT_TIMEOUT_S,
     ) -> None:
         """Make an address known, ``tcp://127.0.0.1:5555/slow``; one that is known stays as it is.
 
-        ``resp_addr`` and ``passphrase`` are accepted for Brubeck's sake: replies need no address here.
+        ``passphrase`` seals what is sent there, ``timeout`` (seconds) is the calls' own.
         """
+        make = partial(Client, address, timeout=timeout, passphrase=passphrase)
         clients = self._clients()
-        if clients is not None and address not in clients:
-            clients[address] = Client(address, timeout=timeout)
+        if clients is None:
+            make()  # a bad address is refused here, as it is below; nothing is opened
+            self.__dict__.setdefault("_mesh_services", {}).setdefault(address, make)
+        elif address not in clients:
+            clients[address] = make()
 
     def unregister_service(self, address: str) -> None:
         """Forget an address and close its connection; nothing happens when it is unknown."""
         clients = self._clients()
-        client = None if clients is None else clients.pop(address, None)
+        if clients is None:
+            self.__dict__.get("_mesh_services", {}).pop(address, None)
+            return
+        client = clients.pop(address, None)
         if client is not None:
             client.close()
 
@@ -164,7 +171,8 @@ class ServiceClientMixin:
     def _client(self, address: str) -> tuple[Client, bool]:
         clients = self._clients()
         if clients is None:
-            return Client(address), True
+            make = self.__dict__.get("_mesh_services", {}).get(address)
+            return Client(address) if make is None else make(), True
         self.register_service(address)
         return clients[address], False
 

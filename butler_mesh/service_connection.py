@@ -12,13 +12,15 @@ from butler_mesh.errors import UsageError
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.router import Router, Target
 from butler_mesh.routing import RouteKind
+from butler_mesh.sealing import Seal
 
 
 class ServiceConnection:
     """Registers with the router at ``address``, under ``service`` (or the address's own), and with the
     path prefixes of the application's service routes; without a name by those alone.
 
-    ``credit`` is how many requests are handled at once. The sockets are opened by ``start``, in the
+    ``credit`` is how many requests are handled at once. With a ``passphrase`` only clients that have the same
+    one are served: others get 401. The sockets are opened by ``start``, in the
     process that calls it.
     """
 
@@ -29,6 +31,7 @@ class ServiceConnection:
         *,
         credit: int = CREDIT,
         register_secret: str | bytes | None = None,
+        passphrase: str | bytes | None = None,
         pooled_greenlets: bool = True,
     ) -> None:
         self._target = Target(address)
@@ -36,6 +39,7 @@ class ServiceConnection:
         self._options: dict[str, Any] = {
             "credit": credit,
             "register_secret": register_secret,
+            "seal": None if passphrase is None else Seal(passphrase),
             "pooled_greenlets": pooled_greenlets,
         }
         self._connection: InstanceConnection | None = None

@@ -7,18 +7,18 @@ import hmac
 from collections.abc import Sequence
 
 
-def sign(secret: str | bytes, *fields: str) -> str:
+def sign(secret: str | bytes, *fields: str | bytes) -> str:
     """Return the hex HMAC-SHA256 over the fields, each length-prefixed: none runs into the next."""
     key = secret.encode() if isinstance(secret, str) else secret
     mac = hmac.new(key, digestmod=hashlib.sha256)
     for field in fields:
-        data = field.encode()
+        data = field.encode() if isinstance(field, str) else field
         mac.update(len(data).to_bytes(8, "big"))
         mac.update(data)
     return mac.hexdigest()
 
 
-def is_signed(signature: object, secret: str | bytes, *fields: str) -> bool:
+def is_signed(signature: object, secret: str | bytes, *fields: str | bytes) -> bool:
     """Tell, in constant time, whether ``signature`` is what ``sign`` returns for the fields."""
     return isinstance(signature, str) and hmac.compare_digest(
         signature.encode("utf-8", "replace"), sign(secret, *fields).encode()

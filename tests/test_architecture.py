@@ -48,6 +48,7 @@ FLOORS: dict[str, float] = {
     "deadlines": 2,
     "tracing": 2,
     "addresses": 2,
+    "sealing": 2,
     # 3 to 6: sockets
     "connections.base": 3,
     "connections.pump": 4,
@@ -60,6 +61,7 @@ FLOORS: dict[str, float] = {
     "connections.memory": 5,
     "connections.zeromq": 5,
     "connections.rabbitmq": 5,
+    "connections.sealed": 5,
     "connections.registry": 6,
     # 7 to 9: what users hold in their hands
     "calls": 6.1,

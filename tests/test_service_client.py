@@ -68,9 +68,9 @@ def address(mesh: Mesh) -> str:
 # --- registering -------------------------------------------------------------------------------------
 
 
-def test_register_service_is_idempotent_and_takes_the_seeds_arguments(application: Any, address: str) -> None:
+def test_register_service_is_idempotent(application: Any, address: str) -> None:
     caller = Caller(application)
-    caller.register_service(address, "ipc://run/responses", "passphrase")
+    caller.register_service(address)
     first = application._mesh_clients[address]
     caller.register_service(address)
     Caller(application).register_service(address, timeout=1.0)
@@ -97,8 +97,42 @@ def test_the_timeout_of_a_service_is_that_of_its_calls(mesh: Mesh, application: 
     assert response.status_code == 504
 
 
+def test_a_passphrase_is_for_all_calls_to_its_service_and_nobody_elses(
+    mesh: Mesh, application: Any, seen: list[Any]
+) -> None:
+    """With it the service answers, whoever calls and however; without it the caller gets 401."""
+    mesh.service(echo, passphrase="shared")
+    address = f"{mesh.endpoint}/svc"
+    for caller in (Caller(application), Homeless()):
+        caller.register_service(address, passphrase="shared")
+        request = caller.create_service_request("/echo", arguments={"a": 1})
+        response, _ = caller.send_service_request(address, request)
+        assert (response.status_code, response.body) == (200, {"a": 1})
+        response, _ = caller.send_service_request_lazy(address, request).get()
+        assert (response.status_code, response.body) == (200, {"a": 1})
+    stranger = Homeless()
+    response, _ = stranger.send_service_request(address, stranger.create_service_request("/echo"))
+    assert response.status_code == 401
+    caller.unregister_service(address)
+    response, _ = caller.send_service_request(address, request)
+    assert response.status_code == 401
+
+
+def test_without_an_application_what_was_registered_still_counts_and_nothing_stays_open(mesh: Mesh) -> None:
+    mesh.service().register_function(lambda: gevent.sleep(60), "sleepy")
+    address = f"{mesh.endpoint}/svc"
+    caller = Homeless()
+    caller.register_service(address, timeout=0.05)
+    caller.register_service(address, timeout=60.0)  # known: stays as it is
+    response, _ = caller.send_service_request(address, caller.create_service_request("/sleepy"))
+    assert response.status_code == 504
+    wait_for(lambda: mesh.router.status()["clients"] == 0)
+
+
 def test_a_bad_address_is_refused(application: Any) -> None:
     for caller in (Caller(application), Homeless()):
+        with pytest.raises(AddressError):
+            caller.register_service("tcp://nowhere")
         with pytest.raises(AddressError):
             caller.send_service_request("tcp://nowhere", caller.create_service_request("/echo"))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 from butler_mesh.addresses import Address
 from butler_mesh.connections.base import ClientConnection, InstanceConnection
 from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
+from butler_mesh.connections.sealed import SealedClient, SealedInstance
 from butler_mesh.errors import AddressError
+from butler_mesh.sealing import Seal
 
 _ENGINES = {
     "tcp": "butler_mesh.connections.zeromq",
@@ -19,20 +21,31 @@ _ENGINES = {
 }
 
 
-def connect_client(target: Address | RouterNode, **options: Any) -> ClientConnection:
+def connect_client(
+    target: Address | RouterNode, *, seal: Seal | None = None, **options: Any
+) -> ClientConnection:
     """Open the client side of the routers an address names, or of a router in this process."""
     if isinstance(target, RouterNode):
-        return MeshClient([target.dial], **options)
-    return cast(ClientConnection, _engine(target).client(target.endpoints, **options))
+        connection: ClientConnection = MeshClient([target.dial], **options)
+    else:
+        connection = _engine(target).client(target.endpoints, **options)
+    return connection if seal is None else SealedClient(connection, seal)
 
 
 def connect_instance(
-    target: Address | RouterNode, service: str, paths: Sequence[str] = (), **options: Any
+    target: Address | RouterNode,
+    service: str,
+    paths: Sequence[str] = (),
+    *,
+    seal: Seal | None = None,
+    **options: Any,
 ) -> InstanceConnection:
     """Open the service side of the routers an address names, or of a router in this process."""
     if isinstance(target, RouterNode):
-        return MeshInstance([target.dial], service, paths, **options)
-    return cast(InstanceConnection, _engine(target).instance(target.endpoints, service, paths, **options))
+        connection: InstanceConnection = MeshInstance([target.dial], service, paths, **options)
+    else:
+        connection = _engine(target).instance(target.endpoints, service, paths, **options)
+    return connection if seal is None else SealedInstance(connection, seal)
 
 
 def _engine(address: Address) -> Any:
