@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from butler_mesh.handlers import ServiceMessageHandler as ServiceMessageHandler
     from butler_mesh.messages import ServiceRequest as ServiceRequest
     from butler_mesh.messages import ServiceResponse as ServiceResponse
+    from butler_mesh.resources import Resource as Resource
     from butler_mesh.router import Router as Router
     from butler_mesh.service import Service as Service
     from butler_mesh.service_client import ServiceClientMixin as ServiceClientMixin
@@ -37,6 +38,7 @@ _HOMES = {
     "Jinja2Rendering": "web.templating",
     "JSONMessageHandler": "web.handlers",
     "MessageHandler": "handlers",
+    "Resource": "resources",
     "Router": "router",
     "Service": "service",
     "ServiceClientMixin": "service_client",

@@ -17,6 +17,7 @@ from butler_mesh.handlers import MessageHandler, ServiceMessageHandler
 from butler_mesh.lifetime import GRACE_S, Lifetime
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.replies import answer
+from butler_mesh.resources import Resources
 from butler_mesh.routing import RouteKind, RouteTable
 
 _log = logging.getLogger("butler_mesh.application")
@@ -57,7 +58,7 @@ class Application:
         self.tracebacks = tracebacks
         self.routes = RouteTable()
         # Whatever handlers share between requests, by name; mesh clients are kept here too.
-        self.resources: dict[str, Any] = {}
+        self.resources = Resources()
         # Greenlets that outlive the request that caused them; joined when the application stops.
         self.background = Group()
         self._template_loader = template_loader
@@ -120,11 +121,7 @@ class Application:
             self.msg_conn.close(self.grace_s)
         self.background.join(timeout=1.0)
         self.background.kill()
-        while self.resources:
-            _, resource = self.resources.popitem()
-            close = getattr(resource, "close", None)
-            if callable(close):
-                close()
+        self.resources.close()
 
     @property
     def template_env(self) -> Any:

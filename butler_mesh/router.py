@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import gevent
 
-from butler_mesh.addresses import Address, check_endpoint, is_loopback, to_bind
+from butler_mesh.addresses import Address, is_loopback, to_bind
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.errors import AddressInUse, UsageError
 from butler_mesh.lifetime import GRACE_S, Lifetime
@@ -83,9 +83,9 @@ class Router:
         return Side(self, clients=True, services=True).bind(endpoint)
 
     @classmethod
-    def embed(cls, endpoint: str, **options: Any) -> Embedded:
-        """Bind an endpoint, or join the process that has: see Embedded."""
-        return Embedded(endpoint, **options)
+    def embed(cls, address: str, **options: Any) -> Embedded:
+        """Bind an address's endpoint, or join the process that has: see Embedded."""
+        return Embedded(address, **options)
 
     def start(self) -> Self:
         """Begin to work (making sockets does that, too); returns the router."""
@@ -149,11 +149,10 @@ class Embedded:
     RETRY_S = 0.25
     """How often a joined process tries to bind: clients wait 3 s for a router, so this is in time."""
 
-    def __init__(self, endpoint: str, **options: Any) -> None:
-        check_endpoint(endpoint)
-        if not is_loopback(endpoint):
-            raise UsageError(f"{endpoint} is not loopback: only that can be embedded")
-        self.endpoint = endpoint
+    def __init__(self, address: str, **options: Any) -> None:
+        self.endpoint, *others = Address.parse(address).endpoints
+        if others or not is_loopback(self.endpoint):
+            raise UsageError(f"{address} is not one loopback endpoint: only that can be embedded")
         self._options = options
         self.router: Router | None = None
         self._greenlet: gevent.Greenlet[..., Any] | None = None

@@ -66,6 +66,7 @@ FLOORS: dict[str, float] = {
     # 7 to 9: what users hold in their hands
     "calls": 6.1,
     "lifetime": 6.1,
+    "resources": 6.1,
     "rpc": 6.1,
     "replies": 6.1,
     "handlers": 7,

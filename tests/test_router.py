@@ -321,7 +321,7 @@ def test_both_roles_on_one_public_port_is_for_those_who_say_so(caplog: pytest.Lo
     """And the log says once what that means; a loopback port is nobody's business."""
     with Router() as router:
         router.bind(ANY_PORT)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
         bound = router.bind("tcp://0.0.0.0:*", public=True)
         [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert line.startswith(f"{bound} can be reached from other machines")

@@ -26,10 +26,11 @@ class Examples:
     def __init__(self, stack: ExitStack, directory: Path) -> None:
         self._stack = stack
         self.directory = directory
-        (directory / "run").mkdir(exist_ok=True)
+        (directory / "run").mkdir()
+        (directory / "templates").symlink_to(SEEDS / "templates")
 
     def start(self, name: str, *arguments: str) -> Program:
-        """Start an example, in a directory with an empty ``run/`` in it."""
+        """Start an example, in a directory with an empty ``run/`` and with ``templates/`` in it."""
         return self.python(str(SEEDS / name), *arguments)
 
     def python(self, *arguments: str) -> Program:
