@@ -113,6 +113,7 @@ class Majordomo:
         dispatcher: Dispatcher,
         dirty: list[Outbox],
         counters: Counters,
+        notes: list[str],
         limits: Limits,
         *,
         seed: bytes = b"",
@@ -120,6 +121,8 @@ class Majordomo:
         self._dispatcher = dispatcher
         self._dirty = dirty
         self._counters = counters
+        # One line each on who comes and goes; the router's own.
+        self._notes = notes
         self._limits = limits
         # No dialect can show a register secret: where one is asked for, none of their workers may come.
         self._accepts_workers = limits.register_secret is None
@@ -129,14 +132,21 @@ class Majordomo:
 
     def receive(self, door: Door, routing_id: bytes, frames: Sequence[Frame], now: float) -> bool:
         """Act on one message; False when it is of no known dialect."""
+        peer = door.peers.get(routing_id)
         try:
             message = mdp.parse(frames)
         except mdp.MalformedMDP:
             self._counters.add("dropped.malformed")
+            if isinstance(peer, ForeignWorker):
+                self._dismiss(peer, now)
             return True
         if message is None:
+            if isinstance(peer, ForeignWorker):
+                # Or of more frames than anybody reads: its call would wait for ever.
+                self._counters.add("dropped.malformed")
+                self._dismiss(peer, now)
+                return True
             return False
-        peer = door.peers.get(routing_id)
         if isinstance(message, mdp.ClientRequest):
             if not door.accepts_clients or not isinstance(peer, ForeignClient | None):
                 self._counters.add("dropped.wrong_door")
@@ -219,11 +229,21 @@ class Majordomo:
         if is_reply and 2 <= len(rest) <= mesh.MAX_RAW_PARTS + 2 and not len(rest[1]):
             self._reply(worker, command, rest, now)
             return
-        if command != mdp.DISCONNECT:
+        if command == mdp.DISCONNECT:
+            self._remove(worker, now, "said goodbye")
+        else:
             # Valid but unexpected (READY twice), or not as the table says: DISCONNECT and nothing more.
             self._counters.add("dropped.unexpected")
-            worker.outbox.put(worker.dialect.disconnect())
-        door.peers.pop(routing_id, None)
+            self._dismiss(worker, now)
+
+    def _dismiss(self, worker: ForeignWorker, now: float) -> None:
+        """Send a worker away that broke the rules; it may begin a new conversation."""
+        worker.outbox.put(worker.dialect.disconnect())
+        self._remove(worker, now, "broke the rules")
+
+    def _remove(self, worker: ForeignWorker, now: float, why: str) -> None:
+        worker.door.peers.pop(worker.outbox.routing_id, None)
+        self._notes.append(f"removed {worker.wid}: {why}, {len(worker.calls)} in flight")
         self._dispatcher.lose(worker, now)
 
     def _ready(self, door: Door, routing_id: bytes, message: mdp.WorkerCommand, now: float) -> None:
@@ -239,6 +259,7 @@ class Majordomo:
         worker.wid = f"{message.dialect.name}-{digest}"
         door.peers[routing_id] = worker
         self._dispatcher.enlist(worker, name, [], now)
+        self._notes.append(f"registered {worker.wid} for {name.decode('utf-8', 'replace')} (credit 1)")
 
     def _send_away(self, door: Door, routing_id: bytes, dialect: mdp.Dialect) -> None:
         Outbox(self._dirty, door, routing_id, is_parting=True).put(dialect.disconnect())

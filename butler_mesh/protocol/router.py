@@ -72,7 +72,7 @@ class RouterProtocol:
         self.instances: dict[str, InstancePeer] = {}
         first_token = int.from_bytes(hashlib.blake2b(seed, digest_size=8, person=b"token").digest()) >> 2
         self.dispatcher = Dispatcher(now, first_token, self.counters, self._introspect, limits)
-        self._majordomo = Majordomo(self.dispatcher, self.dirty, self.counters, limits, seed=seed)
+        self._majordomo = Majordomo(self.dispatcher, self.dirty, self.counters, self.notes, limits, seed=seed)
         self._limits = limits
         self._seed = seed
         self._secret = limits.register_secret

@@ -993,3 +993,37 @@ def test_a_workers_name_for_all_to_read_does_not_show_its_routing_id(wires: Wire
     (shown,) = wires.router.status(wires.now)["services"]["echo"]["instances"]
     assert b"\x00\x11\x22\x33\x44".hex() not in shown["wid"]
     assert b"\x11\x22\x33\x44".hex() not in shown["wid"]
+
+
+@each_dialect
+@pytest.mark.parametrize(
+    "frames", [[b""], [b"nonsense"], [b"", b"MDPW01"]], ids=["too-many", "strange", "bare"]
+)
+def test_a_worker_that_sends_what_is_none_is_sent_away_and_its_call_told(
+    wires: Wires, dialect: Dialect, frames: list[bytes]
+) -> None:
+    """A reply of too many frames reaches the router as an empty message: the caller is told 502 at once,
+    where it waited for its deadline and the worker for ever."""
+    w = worker(wires, dialect)
+    caller = wires.client(b"M")
+    caller.request(7)
+    w.request()
+    w.wire.send(*frames)
+    [record] = caller.records()
+    assert mesh.split_status(record.payload) == 502
+    assert w.told() == [w.disconnect]
+    assert not w.is_registered
+    w.say("READY", b"echo")
+    assert w.is_registered
+
+
+@each_dialect
+def test_who_comes_and_goes_is_noted(wires: Wires, dialect: Dialect) -> None:
+    w = worker(wires, dialect)
+    (described,) = wires.router.dispatcher.pools[b"echo"].instances
+    wid = described.wid
+    w.say("DISCONNECT")
+    assert wires.router.notes == [
+        f"registered {wid} for echo (credit 1)",
+        f"removed {wid}: said goodbye, 0 in flight",
+    ]
