@@ -232,13 +232,7 @@ class Client:
     def call(self, service: str | None, request: Mapping[str, Any], *, timeout: float | None = None) -> Any:
         """Call a function by butler's dict: ``{'method': name, ...}`` with its arguments beside it,
         or in ``args`` and ``kwargs``. Returns its value, raises its exceptions."""
-        rest = dict(request)
-        name = rest.pop("method", None)
-        if not isinstance(name, str):
-            raise UsageError("a call names its function under 'method'")
-        args, kwargs = rest.pop("args", ()), rest.pop("kwargs", {})
-        made = ServiceRequest(f"/{name}", args=args, kwargs={**rest, **kwargs})
-        response = self.send(service, made, timeout=timeout)
+        response = self.send(service, ServiceRequest.from_call(request), timeout=timeout)
         response.raise_for_status()
         return response.body
 

@@ -12,7 +12,8 @@
     │   └── Closed                used after close()
     ├── ProtocolError         a peer sent what no peer may send
     └── RequestFailed         one request's failure; has ``.status``
-        ├── BadRequest            400 401 403 409 413 422 and other 4xx
+        ├── BadRequest            400 401 403 409 413 and other 4xx
+        │   ├── BadArguments          422 (also TypeError: they do not fit the function)
         │   ├── NotFound              404 (also AttributeError: the remote has no such name)
         │   └── MethodNotAllowed      405
         ├── RemoteError           500: the handler raised; ``.type`` and ``.traceback`` tell what
@@ -101,6 +102,10 @@ class RequestFailed(MeshError):
 
 class BadRequest(RequestFailed):
     """The service refused the request as it was put."""
+
+
+class BadArguments(BadRequest, TypeError):
+    """The arguments do not fit the function."""
 
 
 class NotFound(BadRequest, AttributeError):
@@ -243,6 +248,7 @@ def register_error(kind: type[E]) -> type[E]:
 _BY_STATUS: dict[int, type[RequestFailed]] = {
     404: NotFound,
     405: MethodNotAllowed,
+    422: BadArguments,
     500: RemoteError,
     429: Unavailable,
     502: InstanceLost,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from butler_mesh import codec, status
-from butler_mesh.errors import NotSerializable, RequestFailed, failure
+from butler_mesh.errors import NotSerializable, RequestFailed, UsageError, failure
 from butler_mesh.protocol.mesh import RAW, Malformed, pack_raw, split_raw
 
 Body = Any
@@ -64,6 +64,19 @@ class ServiceRequest:
         self.conn_id = 0
         self.deadline = float("inf")
         self.target = ""
+
+    @classmethod
+    def from_call(cls, call: Mapping[str, Any]) -> ServiceRequest:
+        """Return the request that butler's dict stands for: ``{'method': name, ...}`` with its arguments
+        beside it, or in ``args`` and ``kwargs``. Raises UsageError for what is no call."""
+        rest = dict(call)
+        name = rest.pop("method", None)
+        if not isinstance(name, str) or not name:
+            raise UsageError("a call names its function under 'method'")
+        args, kwargs = rest.pop("args", ()), rest.pop("kwargs", {})
+        if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+            raise UsageError("of a call, 'args' is a list and 'kwargs' an object")
+        return cls(f"/{name}", arguments=rest, args=args, kwargs=kwargs)
 
     @property
     def body(self) -> Body:

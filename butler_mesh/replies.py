@@ -26,6 +26,10 @@ MAX_TRACEBACK = 16 * 1024
 """Characters of a traceback that travel: the innermost frames, which say most."""
 
 
+MAX_MESSAGE = 4 * 1024
+"""Characters of an exception's message that travel: a sentence, and not the data it was raised about."""
+
+
 def answer(
     delivery: Delivery, handle: Callable[[ServiceRequest], ServiceResponse], *, tracebacks: bool = True
 ) -> bool:
@@ -123,7 +127,7 @@ def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool =
         return
     _log.error("handler-failed %.200r", delivery.target, exc_info=error)
     kind = error.type if isinstance(error, RemoteError) and error.type else type(error).__name__
-    message = _clean(error.message) if isinstance(error, RemoteError) else _text(error)
+    message = _text(error)
     details = {"type": kind, "message": message}
     if tracebacks:
         text = "".join(traceback.format_exception(error))
@@ -136,10 +140,13 @@ def _text(error: BaseException) -> str:
     """Return an exception's message, even where its ``__str__`` raises or holds half a character."""
     try:
         # KeyError's own text is the repr of its key; what it was raised with says more.
-        text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
+        if isinstance(error, RemoteError):
+            text = error.message
+        else:
+            text = str(error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error)
     except Exception as broken:
         text = f"(its message cannot be had: {type(broken).__name__})"
-    return _clean(text)
+    return _clean(text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…")
 
 
 def _clean(text: object) -> str:

@@ -15,7 +15,7 @@ from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import Delivery, InstanceConnection
 from butler_mesh.connections.registry import connect_instance
 from butler_mesh.errors import (
-    BadRequest,
+    BadArguments,
     MethodNotAllowed,
     NotFound,
     RouteCollision,
@@ -253,7 +253,7 @@ class Service:
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:
                 misfit = _misfit(function, args, kwargs)
                 if misfit:
-                    raise BadRequest(f"{request.path}: {misfit}", status=422) from error
+                    raise BadArguments(f"{request.path}: {misfit}", status=422) from error
             raise
 
     def _describe(self, path: str) -> dict[str, Any]:

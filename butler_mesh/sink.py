@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
 from types import TracebackType
 from typing import Any, Self
 
 from gevent.event import Event
+from gevent.hub import get_hub
 
 from butler_mesh import codec
 from butler_mesh.addresses import check_endpoint
@@ -19,6 +22,9 @@ from butler_mesh.protocol.mesh import MAX_BODY_BYTES
 from butler_mesh.protocol.sink import SinkProtocol, SourceProtocol
 
 DEFAULT_SINK = "tcp://127.0.0.1:5558"
+
+# Those that a program may end without closing: what they were given to send must not end with it.
+_open_senders: weakref.WeakSet[SinkSender] = weakref.WeakSet()
 
 
 class Sink:
@@ -92,6 +98,7 @@ class SinkSender:
         self._machine: SourceProtocol | None = None
         self._pump: Pump | None = None
         self._pid = 0
+        self._hub: object = None
         self._changed = Event()
 
     def send(self, event: Any) -> bool:
@@ -109,6 +116,8 @@ class SinkSender:
             self._pump = Pump(self._machine, after=self._after, logger="butler_mesh.sink")
             self._pump.attach(dial(self.endpoint))
             self._pid = os.getpid()
+            self._hub = get_hub()
+            _open_senders.add(self)
         sent = self._machine.send(data)
         self._pump.arm(monotonic())
         return sent
@@ -133,3 +142,10 @@ class SinkSender:
     def _after(self, now: float) -> bool:
         self._changed.set()
         return False
+
+
+@atexit.register
+def _close_senders() -> None:
+    for sender in list(_open_senders):
+        if sender._pid == os.getpid() and sender._hub is get_hub():
+            sender.close()

@@ -13,7 +13,7 @@ from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import BadRequest, NotSerializable, RemoteError, Stopped, Unavailable, UsageError
 from butler_mesh.messages import ServiceRequest, ServiceResponse, decode_response, encode_request
 from butler_mesh.protocol.mesh import STREAM
-from butler_mesh.replies import MAX_TRACEBACK, answer, send_reply
+from butler_mesh.replies import MAX_MESSAGE, MAX_TRACEBACK, answer, send_reply
 
 
 class Recorder(Delivery):
@@ -210,3 +210,17 @@ def test_what_a_generator_returns_is_the_body_of_the_last_reply() -> None:
         assert [response.body for response, _ in stream.replies] == streamed
         assert [final for _, final in stream.replies] == [False] * (len(streamed) - 1) + [True]
         assert answered(lambda request, make=make: ServiceResponse(body=make())).body == gathered
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError])
+def test_of_a_message_without_an_end_the_beginning_travels(kind: type[Exception]) -> None:
+    """Its caller gets the type, and a text that can be printed."""
+
+    def fail(request: ServiceRequest) -> Any:
+        raise kind("x" * 9_000_000)
+
+    response = answered(fail)
+    assert (response.status_code, response.error["type"]) == (500, kind.__name__)
+    assert response.error["message"] == "x" * MAX_MESSAGE + "…"
+    assert len(response.status_msg) < MAX_MESSAGE + 20
+    assert len(response.error["traceback"]) <= MAX_TRACEBACK

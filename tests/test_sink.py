@@ -213,6 +213,22 @@ def test_after_a_fork_parent_and_child_send_each_over_its_own_connection() -> No
         assert program.ends() == 0, program.stderr
 
 
+FORGETFUL = """
+    import sys
+    from butler_mesh import Service
+
+    for n in range(100):
+        Service("tcp://127.0.0.1:1", "svc", sink=sys.argv[1]).sink.send(n)
+"""
+
+
+@pytest.mark.slow
+def test_events_of_a_program_that_ends_without_closing_arrive(sink: Sink) -> None:
+    with Program.of(FORGETFUL, sink.endpoint) as program:
+        assert {sink.get_message(20.0) for _ in range(100)} == set(range(100))
+        assert program.ends() == 0, program.stderr
+
+
 def test_an_event_over_16_mib_is_refused_where_it_is_sent() -> None:
     sender = SinkSender(DEFAULT_SINK)
     with pytest.raises(UsageError, match="over 16777216"):

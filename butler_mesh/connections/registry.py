@@ -11,7 +11,7 @@ from butler_mesh.connections.base import ClientConnection, InstanceConnection
 from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.sealed import SealedClient, SealedInstance
-from butler_mesh.errors import AddressError
+from butler_mesh.errors import AddressError, UsageError
 from butler_mesh.sealing import Seal
 
 _ENGINES = {
@@ -40,7 +40,12 @@ def connect_instance(
     seal: Seal | None = None,
     **options: Any,
 ) -> InstanceConnection:
-    """Open the service side of the routers an address names, or of a router in this process."""
+    """Open the service side of the routers an address names, or of a router in this process.
+
+    Raises UsageError for a name that is the router's own.
+    """
+    if service.startswith("mmi."):
+        raise UsageError(f"{service!r}: names that begin with 'mmi.' are the router's own")
     if isinstance(target, RouterNode):
         connection: InstanceConnection = MeshInstance([target.dial], service, paths, **options)
     else:

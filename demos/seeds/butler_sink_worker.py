@@ -1,0 +1,13 @@
+from butler_mesh.compat import butler
+
+worker = butler.Service('tcp://127.0.0.1:5556', 'api.images')
+
+
+def resize_image(name, size):
+    worker.sink.send('resized %s' % name)
+    return 'resized image'
+
+
+worker.sink.send('worker started')
+worker.register_function(resize_image)
+worker.run()
