@@ -367,7 +367,7 @@ def long_chain() -> None:
 def test_of_a_traceback_of_20_MB_its_caller_gets_a_bounded_part(
     join: Join, client: Client, broken: Callable[[], None]
 ) -> None:
-    """An error of its own type as any other, of a size that can be printed; the next good call is answered."""
+    """An error of its own type as any other, of a size one can print; the next good call is answered."""
     join(broken, both)
     with pytest.raises((ValueError, LookupError)) as raised:
         client.call(NAME, {"method": broken.__name__})

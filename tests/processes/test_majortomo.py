@@ -151,8 +151,8 @@ def test_a_stream_of_majortomos_worker_to_a_request_for_one_reply_is_500(client:
 def test_a_worker_that_answers_with_more_frames_than_are_read_costs_502_and_serves_again(
     parties: Parties,
 ) -> None:
-    """Our client's 1 100 frames come back from an echo as more than a router reads: 502 at once. The worker is
-    told to begin anew; majortomo's ends at that, and its successor serves the next request."""
+    """Our client's 1 100 frames come back from an echo as more than a router reads: 502 at once. The worker
+    is told to begin anew; majortomo's ends at that, and its successor serves the next request."""
     _, endpoint = parties.router()
     worker(parties, endpoint, "svc")
     client = parties.client(endpoint)

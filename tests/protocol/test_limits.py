@@ -40,3 +40,12 @@ def test_the_heartbeat_timeout_decides_when_a_silent_instance_is_dead() -> None:
     assert call.code is None
     net.advance(0.5)
     assert call.code == 502
+
+
+def test_the_defaults_are_those_that_are_documented() -> None:
+    """docs/running.rst and docs/protocol.rst name these."""
+    limits = Limits()
+    assert (limits.queue_limit, limits.max_body_bytes) == (1000, 16 * 1024 * 1024)
+    assert (limits.register_grace_s, limits.absent_grace_s, limits.forget_service_s) == (3.0, 60.0, 3600.0)
+    assert (limits.heartbeat_interval_s, limits.heartbeat_timeout_s) == (1.0, 15.0)
+    assert (limits.foreign_deadline_s, limits.foreign_patience_s) == (900.0, 900.0)
