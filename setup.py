@@ -25,6 +25,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "majortomo": ["pyyaml>=6"],  # the configuration file of its broker
         "rabbitmq": ["pika>=1.4"],
         "tracing": ["opentelemetry-api"],
         "dev": [
@@ -34,6 +35,8 @@ setup(
             "ruff",
             "types-gevent",
             "types-greenlet",
+            "pyyaml>=6",
+            "types-PyYAML",
             "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
             "six",  # which majortomo needs and does not declare
             "docutils",  # reads the documentation, as a test
