@@ -236,7 +236,10 @@ def conversation() -> dict[str, list[bytes]]:
     said["attachment"] = [head, attached[:64]]  # the rest is more of the same
     c.received(instance)
 
-    c.now += 5.0  # past the grace in which an unknown service is taken for one about to register
+    for _ in range(5):  # past the grace in which an unknown service is taken for one about to register
+        c.now += 1.0
+        client.tick(c.now)
+        c.sent(client)
     submit("nobody", ServiceRequest("/"))
     c.sent(client)
     said["a refusal"] = c.received(client)

@@ -12,6 +12,9 @@ from butler_mesh.protocol.mesh import ATTACH_OVER, FINAL, IDEMPOTENT, ONE_WAY, P
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 from butler_mesh.protocol.wheel import NEVER, Wheel
 
+LATE_S = 0.5
+"""How late a heartbeat of ours may be before we ask whether we are known still: a router that is set to be as
+impatient as it can be gives a client up after two."""
 CONNECT_TIMEOUT_S = 3.0
 """How long a call that no router has seen waits for one: a restart fits in, a typo is told soon."""
 ONE_WAY_BIT = 1 << 62
@@ -96,6 +99,8 @@ class ClientProtocol(Member):
         window: int = 0,
     ) -> Pending:
         """Send a request, or keep it until there is a router. Failures come as replies, like all else."""
+        if now > self._beat_at:
+            self.look_at_the_clock(now)
         self._last_id += 1
         id_ = self._last_id | ONE_WAY_BIT if flags & ONE_WAY else self._last_id
         head = mesh.pack_target(target[: mesh.MAX_TARGET_BYTES], window if flags & STREAM else None)
@@ -166,6 +171,12 @@ class ClientProtocol(Member):
             if call.was_sent and self.phase is Phase.PRESENT:
                 self.outbox.add(mesh.CANCEL, 0, call.id)
             self._answer(call, status.DEADLINE_PASSED, "deadline passed")
+
+    def look_at_the_clock(self, now: float) -> None:
+        # Programs that know nothing of gevent sleep between their calls; we did not beat meanwhile.
+        if self.phase is Phase.PRESENT and now - self._beat_at > LATE_S:
+            self._is_resuming = True
+            self._greet(now)
 
     def run(self, now: float) -> None:
         """Nothing is left to do when the input is read: replies were noted as they came."""

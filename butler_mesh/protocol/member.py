@@ -58,6 +58,8 @@ class Member:
         self._greet_at = 0.0
         # How often in a row a router did not want us as what we said we are.
         self.conflicts = 0
+        # Greeting a router that may know us still, after this process stood still.
+        self._is_resuming = False
         self._is_connected = False
         self.acts: dict[int, Act] = {
             mesh.WELCOME: self._welcome,
@@ -69,7 +71,7 @@ class Member:
 
     def connection_made(self, door: object, now: float) -> None:
         """There is somebody at the other end: greet."""
-        if self.phase is Phase.PRESENT:
+        if self.phase is Phase.PRESENT or self._is_resuming:
             # Nobody told of the loss in between; what the old connection owed us cannot come any more.
             self._leave(now, "connected anew")
         self._is_connected = True
@@ -116,6 +118,7 @@ class Member:
             self.heard_at += slept_s
         if now < self._beat_at:
             return
+        self.look_at_the_clock(now)
         self._beat_at = now + HEARTBEAT_INTERVAL_S
         if self.phase is Phase.PRESENT:
             if drained and now - self.heard_at >= DEAD_AFTER_S:
@@ -136,6 +139,9 @@ class Member:
             self.outbox.add(mesh.GOODBYE, payload=mesh.pack_reason(status.OK, ""))
         elif self.phase is not Phase.LEAVING:
             self.phase = Phase.LEFT
+
+    def look_at_the_clock(self, now: float) -> None:
+        """Notice that this process stood still: a role whose router may have forgotten it greets anew."""
 
     # --- what the roles fill in ---------------------------------------------------------------
 
@@ -162,6 +168,8 @@ class Member:
         self._transit = Transit()
         self._greet_at = now + GREET_AGAIN_S
         hello = {"role": self.role, "versions": [mesh.VERSION], **self.hello()}
+        if self._is_resuming:
+            hello["resume"] = True
         self.outbox.add(mesh.HELLO, payload=codec.dumps(hello))
 
     def _beat(self, now: float) -> None:
@@ -173,7 +181,8 @@ class Member:
         if self.phase in (Phase.LEAVING, Phase.LEFT):
             self.phase = Phase.LEFT
             return
-        was_present = self.phase is Phase.PRESENT
+        was_present = self.phase is Phase.PRESENT or self._is_resuming
+        self._is_resuming = False
         self.phase = Phase.ABSENT
         self._greet_at = now + GREET_AGAIN_S
         if was_present:
@@ -189,6 +198,10 @@ class Member:
         max_bytes = welcome.get("max_bytes")
         if isinstance(max_bytes, int) and max_bytes > 0:
             self.max_body_bytes = max_bytes
+        if self._is_resuming:
+            self._is_resuming = False
+            if welcome.get("resumed") is not True:
+                self.on_absence(now, "it has forgotten us while this process stood still")
         self.phase = Phase.PRESENT
         self.on_welcome(now)
 

@@ -263,11 +263,14 @@ class RouterProtocol:
             self.counters.add("dropped.malformed_record")
             self._send_away(door, routing_id, status.BAD_REQUEST, "HELLO is a JSON object")
             return None
+        role = hello.get("role")
+        if old is not None and old.role == role == CLIENT and hello.get("resume") is True:
+            self._welcome(old, resumed=True)
+            return old
         if old is not None:
             self._remove(old, now, "greeted anew")
             old.outbox.drop()
         outbox = Outbox(self.dirty, door, routing_id)
-        role = hello.get("role")
         peer: Peer
         if role == CLIENT and door.accepts_clients:
             peer = ClientPeer(door, outbox, CLIENT, now)
@@ -290,6 +293,10 @@ class RouterProtocol:
             return None
         door.peers[routing_id] = peer
         peer.patience_s = self._limits.heartbeat_timeout_s
+        self._welcome(peer)
+        return peer
+
+    def _welcome(self, peer: Peer, *, resumed: bool = False) -> None:
         self._welcomes += 1
         nonce = hashlib.blake2b(
             self._seed, digest_size=16, person=b"nonce", salt=self._welcomes.to_bytes(16)
@@ -304,8 +311,9 @@ class RouterProtocol:
             "max_bytes": self.dispatcher.max_body_bytes,
             "heartbeat_ms": int(self._limits.heartbeat_interval_s * 1000),
         }
-        outbox.add(mesh.WELCOME, payload=codec.dumps(welcome))
-        return peer
+        if resumed:
+            welcome["resumed"] = True
+        peer.outbox.add(mesh.WELCOME, payload=codec.dumps(welcome))
 
     def _ready(self, peer: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         try:

@@ -17,6 +17,7 @@ import pytest
 from butler_mesh import Client
 from butler_mesh.calls import LazyResponse
 from tests.processes.parties import Parties, Party, instances, status
+from tests.programs import Program
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
@@ -255,3 +256,26 @@ def test_two_processes_with_credit_one_halve_the_time_of_two_parallel_calls(part
     together = two_calls_s()
     assert alone >= 1.0
     assert 0.5 <= together < 0.75 * alone
+
+
+SLEEPER = """
+    import sys, time
+    from butler_mesh import Client
+
+    with Client(sys.argv[1], timeout=10.0) as client:
+        for _ in range(3):
+            print(client.request("svc", "/echo", {"text": "hi"}).status_code, flush=True)
+            time.sleep(3.5)
+        lazy = client.request_lazy("svc", "/echo", {"text": "hi"})
+        print(lazy.get().status_code)
+"""
+
+
+def test_a_program_without_gevent_may_sleep_between_its_calls(parties: Parties) -> None:
+    """It does not beat while it sleeps, and the router forgets it after two seconds; its next call is
+    answered as if nothing had been."""
+    _, endpoint = parties.router(heartbeat_interval_s=0.5, heartbeat_timeout_s=2.0)
+    parties.service(endpoint, "svc")
+    with Program.of(SLEEPER, endpoint) as program:
+        assert program.ends(60.0) == 0, program.stderr
+        assert program.stdout.split() == [b"200"] * 4

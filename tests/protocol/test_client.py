@@ -573,7 +573,7 @@ def test_the_router_is_not_taken_for_silent_before_all_that_had_arrived_was_read
     net = Net()
     caller = net.caller()
     caller.machine.tick(net.now + 2 * DEAD_AFTER_S, drained=False)
-    assert caller.machine.phase is Phase.PRESENT
+    assert caller.machine.notes == []
 
 
 def test_a_router_that_fell_silent_is_greeted_until_it_speaks_again() -> None:
@@ -601,6 +601,63 @@ def test_a_client_that_was_stopped_itself_does_not_blame_the_router() -> None:
     net.advance(0.0)
     assert caller.machine.phase is Phase.PRESENT
     assert net.caller().ask("mmi.status").answer["body"]["clients"] == 2
+
+
+@pytest.mark.parametrize("slept_s", [3.0, DEAD_AFTER_S + 5.0])
+def test_after_standing_still_the_next_request_is_served_whether_the_router_has_forgotten_us_or_not(
+    slept_s: float,
+) -> None:
+    """A program that knows nothing of gevent sleeps between its calls: its next is not lost for that."""
+    net = Net()
+    caller, worker = net.caller(), net.worker()
+    caller.is_stopped = True
+    net.advance(slept_s)
+    caller.is_stopped = False
+    asked = caller.ask("svc")
+    net.settle()
+    worker.reply()
+    assert asked.code == 200
+    assert net.caller().ask("mmi.status").answer["body"]["clients"] == 2
+
+
+def test_what_was_on_its_way_when_we_stood_still_is_answered_if_the_router_knows_us_still() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker()
+    waiting = caller.ask("svc", timeout_s=60.0)
+    caller.is_stopped = True
+    net.advance(5.0)
+    caller.is_stopped = False
+    late = caller.ask("svc")
+    net.settle()
+    for job in list(worker.jobs):
+        worker.reply(job)
+    assert (waiting.code, late.code) == (200, 200)
+
+
+def test_what_was_on_its_way_when_we_were_forgotten_is_502_and_idempotent_calls_go_again() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker()
+    waiting = caller.ask("svc", timeout_s=60.0)
+    again = caller.ask("svc", flags=IDEMPOTENT, timeout_s=60.0)
+    caller.is_stopped = True
+    net.advance(DEAD_AFTER_S + 5.0)
+    caller.is_stopped = False
+    net.settle()
+    net.advance(0.1)
+    assert waiting.code == 502
+    for job in list(worker.jobs):
+        worker.reply(job)
+    assert again.code == 200
+
+
+def test_a_connection_that_breaks_while_we_ask_whether_we_are_known_fails_what_was_on_its_way() -> None:
+    net = Net()
+    caller, _ = net.caller(), net.worker()
+    waiting = caller.ask("svc", timeout_s=60.0)
+    caller.machine.look_at_the_clock(net.now + 10.0)
+    caller.machine.connection_lost(None, net.now)
+    net.settle()
+    assert waiting.code == 502
 
 
 # --- anything at all ------------------------------------------------------------------------------------

@@ -18,8 +18,6 @@ from butler_mesh.errors import Closed, NotSerializable, RequestFailed
 
 NOW_S = 0.005
 """What timeout 0 waits: until what has arrived has been read, a turn or two of the hub."""
-STALE_S = 1.0
-"""A client that let the hub stand still for longer may be one that its router has given up."""
 CONNECT_S = 0.1
 CLOSE_S = 0.5
 """How long ``connect`` and ``close`` wait for a router that may not be there."""
@@ -49,8 +47,6 @@ class Client:
         self.broker_url = broker_url
         self._mesh: MeshClient | None = None
         self._request: Request | None = None
-        # When the hub was last known to turn.
-        self._turned_at = 0.0
 
     def connect(self, reconnect: bool = False) -> None:
         """Connect; where that was done before, only with ``reconnect``, which gives up an unread reply.
@@ -64,7 +60,6 @@ class Client:
         # A question that every router answers: if this one is there, what is sent next leaves at once.
         mesh.request("mmi.service", timeout=CONNECT_S)
         self._mesh = mesh
-        self._turned_at = monotonic()
 
     def is_connected(self) -> bool:
         """Tell whether ``send`` may be used; not whether a broker is there."""
@@ -89,14 +84,11 @@ class Client:
             raise StateError("the reply to the request before is unread: read it, or connect anew")
         if not body:
             raise ProtocolError("a request has at least one frame")
-        if monotonic() - self._turned_at > STALE_S:
-            self.connect(reconnect=True)
         try:
             self._request = Request(self._mesh, name, body)
         except NotSerializable as error:
             raise ProtocolError(str(error), status=status.TOO_LARGE) from error
         turn()
-        self._turned_at = monotonic()
 
     def recv_part(self, timeout: float | None = None) -> list[bytes] | None:
         """Return the next part of the reply, a list of frames; None after the last, or if nothing was asked.
@@ -126,8 +118,6 @@ class Client:
             if not isinstance(error, Timeout):
                 self._forget(request)
             raise error from failure
-        finally:
-            self._turned_at = monotonic()
         if body is END:
             self._forget(request)
             return None
