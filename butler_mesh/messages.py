@@ -206,6 +206,19 @@ def decode_request(envelope: bytes, flags: int) -> ServiceRequest:
     return request
 
 
+def decode_frames(envelope: bytes, flags: int) -> ServiceRequest:
+    """Return the request that an envelope is to those who take frames: RAW parts, or the JSON as one.
+
+    Raises BadEnvelope where RAW parts are not what they say.
+    """
+    if not flags & RAW:
+        return ServiceRequest(body=[envelope])
+    try:
+        return ServiceRequest(body=split_raw(envelope)[1])
+    except Malformed as error:
+        raise BadEnvelope(f"no frames: {error}") from error
+
+
 def encode_response(
     body: Body,
     status_msg: str = "",

@@ -31,11 +31,15 @@ MAX_MESSAGE = 4 * 1024
 
 
 def answer(
-    delivery: Delivery, handle: Callable[[ServiceRequest], ServiceResponse], *, tracebacks: bool = True
+    delivery: Delivery,
+    handle: Callable[[ServiceRequest], ServiceResponse],
+    *,
+    tracebacks: bool = True,
+    decode: Callable[[bytes, int], ServiceRequest] = decode_request,
 ) -> bool:
     """Decode a delivery, let ``handle`` make the response, send it or what it raised; False for that."""
     try:
-        request = decode_request(delivery.envelope, delivery.flags)
+        request = decode(delivery.envelope, delivery.flags)
     except BadEnvelope as error:
         send_reply(delivery, status.BAD_REQUEST, None, str(error))
         return True
@@ -92,8 +96,17 @@ def send_response(delivery: Delivery, response: ServiceResponse) -> None:
         parts = list(rest)
         if rest.value is not None:
             # What a stream's reader would be sent last.
-            parts = [*parts, rest.value] if parts else rest.value
-        send_reply(delivery, response.status_code, parts, response.status_msg, response.headers)
+            parts.append(rest.value)
+        whole = parts[0] if rest.value is not None and len(parts) == 1 else _gathered(parts)
+        send_reply(delivery, response.status_code, whole, response.status_msg, response.headers)
+
+
+def _gathered(parts: list[Body]) -> Body:
+    """Return the parts as one body: those of bytes as one list of bytes, since JSON cannot hold them."""
+    frames: list[Body] = []
+    for part in parts:
+        frames += part if isinstance(part, list) else [part]
+    return frames if frames and all(isinstance(frame, bytes) for frame in frames) else parts
 
 
 class _Rest:

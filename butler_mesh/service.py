@@ -24,7 +24,7 @@ from butler_mesh.errors import (
     UsageError,
 )
 from butler_mesh.lifetime import GRACE_S, Lifetime
-from butler_mesh.messages import ServiceRequest, ServiceResponse
+from butler_mesh.messages import ServiceRequest, ServiceResponse, decode_frames, decode_request
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
 from butler_mesh.router import Router, Target
@@ -44,6 +44,9 @@ class Service:
     comes first. What it returns is the reply's body: any JSON value, bytes, a list of bytes, or an
     iterator, which is sent part by part. What it raises is the reply's failure.
 
+    With ``frames`` a request is nothing but its frames, as Majordomo has it: the function registered as
+    ``'/'`` is called with them, those of a request in JSON being one.
+
     ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home. With a
     ``passphrase`` only clients that have the same one are served: others get 401.
     """
@@ -57,6 +60,7 @@ class Service:
         grace: float = GRACE_S,
         tracebacks: bool = True,
         sink: str = DEFAULT_SINK,
+        frames: bool = False,
         register_secret: str | bytes | None = None,
         passphrase: str | bytes | None = None,
         pooled_greenlets: bool = True,
@@ -66,6 +70,7 @@ class Service:
         self.grace = grace
         self.tracebacks = tracebacks
         self.sink = SinkSender(sink)
+        self._takes_frames = frames
         self._options: dict[str, Any] = {
             "credit": credit,
             "register_secret": register_secret,
@@ -221,11 +226,14 @@ class Service:
     # --- requests -----------------------------------------------------------------------------
 
     def _deliver(self, delivery: Delivery) -> bool:
-        return answer(delivery, self._respond, tracebacks=self.tracebacks)
+        decode = decode_frames if self._takes_frames else decode_request
+        return answer(delivery, self._respond, tracebacks=self.tracebacks, decode=decode)
 
     def _respond(self, request: ServiceRequest) -> ServiceResponse:
         if self._inbox is not None:
             return ServiceResponse(body=self._await_loop(self._inbox, request))
+        if self._takes_frames and "/" in self._functions:
+            return ServiceResponse(body=self._functions["/"](*request.raw_body))
         if request.method.lower() == "options":
             return ServiceResponse(body=self._describe(request.path))
         return ServiceResponse(body=self._call(request))

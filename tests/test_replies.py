@@ -224,3 +224,17 @@ def test_of_a_message_without_an_end_the_beginning_travels(kind: type[Exception]
     assert response.error["message"] == "x" * MAX_MESSAGE + "…"
     assert len(response.status_msg) < MAX_MESSAGE + 20
     assert len(response.error["traceback"]) <= MAX_TRACEBACK
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        ([[b"1", b"2"], [b"3"]], [b"1", b"2", b"3"]),
+        ([b"1", [], [b"2"]], [b"1", b"2"]),
+        ([[], []], [[], []]),
+        ([[1], [2]], [[1], [2]]),
+        ([], []),
+    ],
+)
+def test_parts_of_bytes_gather_into_one_list_for_a_caller_who_takes_one_reply(parts: Any, whole: Any) -> None:
+    assert answered(lambda request: ServiceResponse(body=iter(parts))).body == whole

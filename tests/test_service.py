@@ -25,9 +25,10 @@ from butler_mesh.errors import (
     RouteCollision,
     UsageError,
 )
+from butler_mesh.protocol.mesh import RAW
 from butler_mesh.router import Router
 from butler_mesh.service import Service
-from tests.meshes import ANY_PORT, Mesh, drained
+from tests.meshes import ANY_PORT, Mesh, drained, send_raw
 from tests.programs import Program
 from tests.waiting import wait_for
 
@@ -663,3 +664,23 @@ print("fine")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_a_service_of_frames_is_called_with_those_of_any_request(mesh: Mesh) -> None:
+    """Whatever path or method it has, and JSON as one frame byte by byte: Majordomo knows neither."""
+    service = Service(mesh.endpoint, "svc", frames=True, grace=0.05)
+    service.register_function(lambda *frames: list(frames), "/")
+    mesh.join(service)
+    client = mesh.client()
+    assert client.request("svc", "/any/path", body=[b"a", b"\xff"]).body == [b"a", b"\xff"]
+    assert client.request("svc", "/x", {"n": 1}, method="options").body == [
+        b'{"path":"/x","method":"options","arguments":{"n":1}}'
+    ]
+    assert send_raw(client, "svc", b'{"path": 5}').body == [b'{"path": 5}']
+    assert send_raw(client, "svc", b"cut", flags=RAW).status_code == 400
+    assert client.request("svc", body=b"").body == [b""]
+
+
+def test_a_service_of_frames_without_a_function_for_them_is_404(mesh: Mesh) -> None:
+    mesh.service(echo, frames=True)
+    assert mesh.client().request("svc", "/echo", body=[b"x"]).status_code == 404

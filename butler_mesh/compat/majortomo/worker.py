@@ -61,7 +61,7 @@ class Worker:
         inbox = Inbox(self.broker_url, self.service_name.decode())
         inbox.start()
         self._inbox, self._loop = inbox, get_hub().loop
-        inbox.connection.wait_until_registered(CONNECT_S)
+        inbox.wait_until_registered(CONNECT_S)
 
     def is_connected(self) -> bool:
         """Tell whether requests may come; not whether a broker is there."""

@@ -19,7 +19,7 @@ def inbox(mesh: Mesh) -> Iterator[Inbox]:
     """Registered as ``svc``."""
     inbox = Inbox(mesh.endpoint, "svc")
     inbox.start()
-    assert inbox.connection.wait_until_registered(10.0)
+    assert inbox.wait_until_registered(10.0)
     yield inbox
     inbox.close()
 
@@ -36,7 +36,7 @@ def taken(inbox: Inbox) -> Task:
 def test_replies_are_parts_and_the_last_is_the_value_returned() -> None:
     """So the mesh sends the last one as FINAL and the others as PARTIAL."""
     task = Task(b"token", [])
-    parts = task.parts(is_stream=True)
+    parts = task.parts()
     got: list[Any] = []
 
     def mesh_side() -> Iterator[list[bytes]]:
@@ -52,21 +52,10 @@ def test_replies_are_parts_and_the_last_is_the_value_returned() -> None:
     assert task.over.is_set()
 
 
-def test_a_caller_who_takes_one_reply_gets_all_frames_in_it() -> None:
-    """In order; parts without frames leave no trace."""
-    task = Task(b"token", [])
-    answer = gevent.spawn(lambda: next(task.parts(is_stream=False), None))
-    task.reply([b"1"], final=False)
-    task.reply([], final=False)
-    task.reply([b"2", b"3"], final=True)
-    assert answer.get(timeout=5.0) is None  # no part: all is in the value returned
-    assert task.over.is_set()
-
-
 def test_a_sender_waits_while_nobody_takes_and_is_let_go_when_nobody_will() -> None:
     """The program that sends does not hang on a caller who has gone."""
     task = Task(b"token", [])
-    parts = task.parts(is_stream=True)
+    parts = task.parts()
     task.reply([b"1"], final=False)
     assert next(parts) == [b"1"]
 
@@ -90,7 +79,7 @@ def test_a_task_that_was_handed_out_is_lost_when_the_worker_leaves_the_others_we
     """The one caller is told 502, which it may not simply repeat, the other 503."""
     task = Task(b"token", [])
     task.is_handed_out = is_handed_out
-    greenlet = gevent.spawn(lambda: next(task.parts(is_stream=True)))
+    greenlet = gevent.spawn(lambda: next(task.parts()))
     gevent.sleep(0)
     greenlet.kill(Stopped(503, "the service stops"))
     with pytest.raises(kind):
@@ -101,7 +90,7 @@ def test_a_caller_that_gave_up_is_no_loss() -> None:
     """Nobody is told anything; the task is over."""
     task = Task(b"token", [])
     task.is_handed_out = True
-    greenlet = gevent.spawn(lambda: next(task.parts(is_stream=True)))
+    greenlet = gevent.spawn(lambda: next(task.parts()))
     gevent.sleep(0)
     greenlet.kill(Stopped(499, "the caller gave up"))
     with pytest.raises(Stopped):
