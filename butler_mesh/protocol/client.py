@@ -120,7 +120,7 @@ class ClientProtocol(Member):
             self.calls[id_] = call
             if flags & STREAM and deadline != NEVER:
                 call.patience_s = deadline - now
-            if self.phase is Phase.PRESENT:
+            if self.phase is Phase.PRESENT and not self.is_resuming:
                 if deadline != NEVER:
                     call.slot = self._wheel.add(call, deadline)
                 self._send(call, now)
@@ -174,9 +174,9 @@ class ClientProtocol(Member):
 
     def look_at_the_clock(self, now: float) -> None:
         # Programs that know nothing of gevent sleep between their calls; we did not beat meanwhile.
-        if self.phase is Phase.PRESENT and now - self._beat_at > LATE_S:
-            self._is_resuming = True
-            self._greet(now)
+        if self.phase is Phase.PRESENT and not self.is_resuming and now - self._beat_at > LATE_S:
+            self.is_resuming = True
+            self._say_hello(now)
 
     def run(self, now: float) -> None:
         """Nothing is left to do when the input is read: replies were noted as they came."""

@@ -59,7 +59,7 @@ class Member:
         # How often in a row a router did not want us as what we said we are.
         self.conflicts = 0
         # Greeting a router that may know us still, after this process stood still.
-        self._is_resuming = False
+        self.is_resuming = False
         self._is_connected = False
         self.acts: dict[int, Act] = {
             mesh.WELCOME: self._welcome,
@@ -71,7 +71,7 @@ class Member:
 
     def connection_made(self, door: object, now: float) -> None:
         """There is somebody at the other end: greet."""
-        if self.phase is Phase.PRESENT or self._is_resuming:
+        if self.phase is Phase.PRESENT:
             # Nobody told of the loss in between; what the old connection owed us cannot come any more.
             self._leave(now, "connected anew")
         self._is_connected = True
@@ -123,6 +123,8 @@ class Member:
         if self.phase is Phase.PRESENT:
             if drained and now - self.heard_at >= DEAD_AFTER_S:
                 self._leave(now, "the router is silent")
+            elif self.is_resuming:
+                self._say_hello(now)
             else:
                 self._beat(now)
         elif self._is_connected and self.phase in (Phase.ABSENT, Phase.GREETING) and now >= self._greet_at:
@@ -167,8 +169,13 @@ class Member:
         self.heard_at = now
         self._transit = Transit()
         self._greet_at = now + GREET_AGAIN_S
+        self._say_hello(now)
+
+    def _say_hello(self, now: float) -> None:
+        # The first record of a message, always.
+        self.outbox.seal(now)
         hello = {"role": self.role, "versions": [mesh.VERSION], **self.hello()}
-        if self._is_resuming:
+        if self.is_resuming:
             hello["resume"] = True
         self.outbox.add(mesh.HELLO, payload=codec.dumps(hello))
 
@@ -181,8 +188,8 @@ class Member:
         if self.phase in (Phase.LEAVING, Phase.LEFT):
             self.phase = Phase.LEFT
             return
-        was_present = self.phase is Phase.PRESENT or self._is_resuming
-        self._is_resuming = False
+        was_present = self.phase is Phase.PRESENT
+        self.is_resuming = False
         self.phase = Phase.ABSENT
         self._greet_at = now + GREET_AGAIN_S
         if was_present:
@@ -190,7 +197,7 @@ class Member:
             self.on_absence(now, reason)
 
     def _welcome(self, record: Record, sent_at: float, now: float) -> None:
-        if self.phase is not Phase.GREETING:
+        if self.phase is not Phase.GREETING and not self.is_resuming:
             return
         welcome = mesh.split_object(record.payload)
         self.router_id, self.router_epoch = str(welcome.get("router")), str(welcome.get("epoch"))
@@ -198,8 +205,8 @@ class Member:
         max_bytes = welcome.get("max_bytes")
         if isinstance(max_bytes, int) and max_bytes > 0:
             self.max_body_bytes = max_bytes
-        if self._is_resuming:
-            self._is_resuming = False
+        if self.is_resuming:
+            self.is_resuming = False
             if welcome.get("resumed") is not True:
                 self.on_absence(now, "it has forgotten us while this process stood still")
         self.phase = Phase.PRESENT
@@ -212,7 +219,7 @@ class Member:
         code, reason = mesh.split_reason(record.payload)
         if self.phase is Phase.LEAVING:
             self.phase = Phase.LEFT
-        elif code == status.UNAUTHORIZED and self.phase is Phase.GREETING:
+        elif code == status.UNAUTHORIZED and (self.phase is Phase.GREETING or self.is_resuming):
             pass  # meant for what we sent over the previous connection; our HELLO is on its way
         elif code != status.OK:
             if self.phase is not Phase.PRESENT or code == status.CONFLICT:

@@ -660,6 +660,28 @@ def test_a_connection_that_breaks_while_we_ask_whether_we_are_known_fails_what_w
     assert waiting.code == 502
 
 
+def test_while_we_ask_whether_we_are_known_everything_else_goes_on() -> None:
+    """Windows are granted, calls cancelled, and a router that has died meanwhile is noticed."""
+    net = Net()
+    caller, worker = net.caller(), net.worker()
+    stream = caller.ask("svc", flags=STREAM, window=1, timeout_s=60.0)
+    other = caller.ask("svc", timeout_s=60.0)
+    net.is_stopped = True
+    caller.machine.grant(stream.pending, 8, net.now)
+    caller.machine.look_at_the_clock(net.now + 5.0)
+    assert caller.machine.is_resuming
+    caller.machine.cancel(other.pending)
+    net.is_stopped = False
+    net.settle()
+    assert [job.window for job in worker.jobs] == [9]
+    assert net.router.counters["cancelled"] == 1
+    assert not caller.machine.is_resuming
+    net.is_stopped = True
+    caller.machine.look_at_the_clock(net.now + 5.0)
+    net.advance(DEAD_AFTER_S + 2.0)
+    assert stream.code == 502
+
+
 # --- anything at all ------------------------------------------------------------------------------------
 
 
