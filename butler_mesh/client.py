@@ -23,7 +23,7 @@ from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_r
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.router import Router, Target
 from butler_mesh.rpc import Proxy
-from butler_mesh.sealing import Seal
+from butler_mesh.sealing import seal_of
 
 RETRY_STATUSES = frozenset({status.TOO_MANY, status.UNAVAILABLE})
 """Never started: a retry is always sound."""
@@ -66,7 +66,7 @@ class Client:
         self.timeout = timeout
         self.retries = retries
         self.persistent = persistent
-        self._options: dict[str, Any] = {"seal": None if passphrase is None else Seal(passphrase)}
+        self._options: dict[str, Any] = {"seal": seal_of(passphrase)}
         if connect_timeout is not None:
             self._options["connect_timeout_s"] = connect_timeout
         self._connection: ClientConnection | None = None

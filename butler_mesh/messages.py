@@ -144,7 +144,7 @@ class ServiceResponse:
             self.status_code,
             str(self.error.get("message") or self.status_msg or status.reason(self.status_code)),
             body=self.body,
-            retry_after_s=_seconds(self.headers.get("Retry-After")),
+            retry_after_s=seconds(self.headers.get("Retry-After")),
             type=str(self.error.get("type", "")),
             traceback=str(self.error.get("traceback", "")),
         )
@@ -282,8 +282,10 @@ def _decode(envelope: bytes, flags: int) -> dict[str, Any]:
     return head
 
 
-def _seconds(text: object) -> float | None:
+def seconds(text: object) -> float | None:
+    """Return what a Retry-After header says; None for what is no number of seconds."""
     try:
-        return float(str(text))
+        number = float(str(text))
     except ValueError:
         return None
+    return number if 0.0 <= number < float("inf") else None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from butler_mesh import codec, status
 from butler_mesh.errors import Unavailable, UsageError
+from butler_mesh.messages import seconds
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, RAW, STREAM, Malformed, pack_raw, split_raw
 from butler_mesh.signing import is_signed, sign
 
@@ -24,6 +25,11 @@ WINDOW_S = 30.0
 MAX_NONCES = 1_000_000
 """Of one process; about 100 MiB. Over 30 000 requests a second fill it: then it refuses, and forgets none."""
 NONCE_LENGTH = 32
+SENDINGS = 3
+"""How often one IDEMPOTENT request may arrive: its router sends it again once, and so does its client."""
+LONGEST_PAUSE_S = 3600.0
+LONGEST_MESSAGE = 4096
+"""Of what a failure without a seal may say."""
 
 _SIGNED_FLAGS = IDEMPOTENT | ONE_WAY | STREAM
 
@@ -42,25 +48,32 @@ class Nonces:
         self._seen: dict[int, set[str]] = {}
         self._total = 0
 
-    def admit(self, nonce: str, time_s: float, now: float) -> None:
-        """Take a nonce that came with a request of ``time_s``; both are wall clock seconds.
+    def admit(self, nonce: str, time_s: float, now: float, times: int = 1) -> None:
+        """Take a nonce that came with a request of ``time_s``; both are wall clock seconds. It may come so
+        many ``times``.
 
-        Raises BrokenSeal for one out of the window or seen before, Unavailable when too many are kept.
+        Raises BrokenSeal for one of the future or that came before, Unavailable for one that is too old or
+        where too many are kept: it was not begun, and may be sealed anew.
         """
-        if abs(now - time_s) > self._window_s:
-            raise BrokenSeal(
-                f"the request's time is {now - time_s:+.0f} s off; {self._window_s:g} s are allowed"
-            )
+        text = f"the request's time is {now - time_s:+.0f} s off; {self._window_s:g} s are allowed"
+        if now - time_s > self._window_s:
+            raise Unavailable(text, status=status.UNAVAILABLE)
+        if time_s - now > self._window_s:
+            raise BrokenSeal(text)
         second = int(time_s)
         seen = self._seen.get(second)
         if seen is None:
             self._forget(now)
             seen = self._seen[second] = set()
-        if nonce in seen:
+        for n in range(times):
+            mark = f"{nonce}{n or ''}"
+            if mark not in seen:
+                break
+        else:
             raise BrokenSeal("the request was seen before")
         if self._total >= self._limit:
             raise Unavailable("too many sealed requests", status=status.UNAVAILABLE, retry_after_s=1.0)
-        seen.add(nonce)
+        seen.add(mark)
         self._total += 1
 
     def _forget(self, now: float) -> None:
@@ -94,13 +107,15 @@ class Seal:
         """Return (envelope, flags, nonce) as they were; raises BrokenSeal, and Unavailable as ``Nonces``."""
         head, inner, flags = _take_apart(envelope, flags)
         time_ms, nonce = head.get("time"), head.get("nonce")
-        if type(time_ms) is not int or not isinstance(nonce, str) or len(nonce) != NONCE_LENGTH:
+        if type(time_ms) is not int or not isinstance(nonce, str):
+            raise BrokenSeal("it bears no seal")
+        if len(nonce) != NONCE_LENGTH or not nonce.isascii():
             raise BrokenSeal("it bears no seal")
         fields = _request_fields(target, flags, time_ms, nonce, inner)
         if not is_signed(head.get("signature"), self._key, *fields):
             raise BrokenSeal("the request was sealed with another passphrase")
         # After the signature: strangers must not fill the table.
-        nonces.admit(nonce, time_ms / 1000, now)
+        nonces.admit(nonce, time_ms / 1000, now, SENDINGS if flags & IDEMPOTENT else 1)
         return inner, flags, nonce
 
     def close_reply(
@@ -129,14 +144,21 @@ def without_seal(envelope: bytes, flags: int) -> bytes:
         head = {} if flags & RAW else codec.loads(envelope)
     except ValueError:
         head = {}
-    kept = {}
+    kept: dict[str, object] = {}
     if isinstance(head, dict):
         if isinstance(head.get("message"), str):
-            kept["message"] = head["message"]
+            # Halves of characters are none that JSON could hold.
+            kept["message"] = head["message"][:LONGEST_MESSAGE].encode("utf-8", "replace").decode()
         headers = head.get("headers")
-        if isinstance(headers, dict) and "Retry-After" in headers:
-            kept["headers"] = {"Retry-After": str(headers["Retry-After"])}
+        pause_s = seconds(headers.get("Retry-After")) if isinstance(headers, dict) else None
+        if pause_s is not None:
+            kept["headers"] = {"Retry-After": f"{min(pause_s, LONGEST_PAUSE_S):g}"}
     return codec.dumps(kept)
+
+
+def seal_of(passphrase: str | bytes | None) -> Seal | None:
+    """Return the seal of a passphrase, or None for None. Raises UsageError for an empty one."""
+    return None if passphrase is None else Seal(passphrase)
 
 
 def _take_apart(envelope: bytes, flags: int) -> tuple[dict[str, object], bytes, int]:

@@ -28,7 +28,7 @@ from butler_mesh.messages import ServiceRequest, ServiceResponse, decode_frames,
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
 from butler_mesh.router import Router, Target
-from butler_mesh.sealing import Seal
+from butler_mesh.sealing import seal_of
 from butler_mesh.sink import DEFAULT_SINK, SinkSender
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,7 +74,7 @@ class Service:
         self._options: dict[str, Any] = {
             "credit": credit,
             "register_secret": register_secret,
-            "seal": None if passphrase is None else Seal(passphrase),
+            "seal": seal_of(passphrase),
             "pooled_greenlets": pooled_greenlets,
         }
         self._functions: dict[str, Callable[..., Any]] = {}

@@ -12,7 +12,7 @@ from butler_mesh.errors import UsageError
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.router import Router, Target
 from butler_mesh.routing import RouteKind
-from butler_mesh.sealing import Seal
+from butler_mesh.sealing import seal_of
 
 
 class ServiceConnection:
@@ -39,7 +39,7 @@ class ServiceConnection:
         self._options: dict[str, Any] = {
             "credit": credit,
             "register_secret": register_secret,
-            "seal": None if passphrase is None else Seal(passphrase),
+            "seal": seal_of(passphrase),
             "pooled_greenlets": pooled_greenlets,
         }
         self._connection: InstanceConnection | None = None

@@ -27,6 +27,9 @@ INSTANCE_LOST = 502
 UNAVAILABLE = 503
 DEADLINE_PASSED = 504
 
+REFUSALS = frozenset({UNAUTHORIZED, UNAVAILABLE})
+"""What an instance says to a request that it did not begin; a one-way one is told, too."""
+
 REASONS: dict[int, str] = {
     OK: "OK",
     CREATED: "Created",

@@ -48,7 +48,7 @@ FLOORS: dict[str, float] = {
     "deadlines": 2,
     "tracing": 2,
     "addresses": 2,
-    "sealing": 2,
+    "sealing": 2.1,
     # 3 to 6: sockets
     "connections.base": 3,
     "connections.pump": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from butler_mesh import codec
 from butler_mesh.errors import Unavailable, UsageError
 from butler_mesh.protocol.mesh import ATTACHED, IDEMPOTENT, ONE_WAY, RAW, STREAM, pack_raw
-from butler_mesh.sealing import WINDOW_S, BrokenSeal, Nonces, Seal, without_seal
+from butler_mesh.sealing import (
+    LONGEST_MESSAGE,
+    SENDINGS,
+    WINDOW_S,
+    BrokenSeal,
+    Nonces,
+    Seal,
+    seal_of,
+    without_seal,
+)
 
 NOW = 1_800_000_000.0
 NONCE = "0123456789abcdef0123456789abcdef"
@@ -132,13 +142,25 @@ def test_a_request_is_taken_once(later_s: float) -> None:
         SEAL.open_request("svc", sealed, flags, nonces, NOW + later_s)
 
 
-@pytest.mark.parametrize("off_s", [-WINDOW_S - 0.01, WINDOW_S + 0.01])
-def test_a_request_of_another_time_is_refused_with_how_far_off_it_is(off_s: float) -> None:
+@pytest.mark.parametrize(("off_s", "kind"), [(-WINDOW_S - 0.01, BrokenSeal), (WINDOW_S + 0.01, Unavailable)])
+def test_a_request_of_another_time_is_refused_with_how_far_off_it_is(
+    off_s: float, kind: type[Exception]
+) -> None:
+    """One that waited for too long was not begun, and may be sealed anew; one of the future is strange."""
     nonces = Nonces()
     sealed, flags = closed()
-    with pytest.raises(BrokenSeal, match=re.escape(f"is {off_s:+.0f} s off; 30 s are allowed")):
+    with pytest.raises(kind, match=re.escape(f"is {off_s:+.0f} s off; 30 s are allowed")):
         SEAL.open_request("svc", sealed, flags, nonces, NOW + off_s)
     assert SEAL.open_request("svc", sealed, flags, nonces, NOW + off_s * 0.99)
+
+
+def test_an_idempotent_request_may_come_again_as_its_router_and_client_may_send_it_again() -> None:
+    nonces = Nonces()
+    sealed, flags = closed(flags=IDEMPOTENT)
+    for _ in range(SENDINGS):
+        SEAL.open_request("svc", sealed, flags, nonces, NOW)
+    with pytest.raises(BrokenSeal, match="seen before"):
+        SEAL.open_request("svc", sealed, flags, nonces, NOW)
 
 
 def test_nonces_are_forgotten_when_their_requests_would_be_refused_anyway() -> None:
@@ -178,6 +200,11 @@ def test_an_empty_passphrase_is_refused(passphrase: str | bytes) -> None:
         Seal(passphrase)
 
 
+def test_no_passphrase_is_no_seal() -> None:
+    assert seal_of(None) is None
+    assert isinstance(seal_of("x"), Seal)
+
+
 def test_text_and_bytes_are_the_same_passphrase() -> None:
     sealed, flags = closed()
     assert Seal(b"open sesame").open_request("svc", sealed, flags, Nonces(), NOW)
@@ -196,3 +223,12 @@ def test_of_a_failure_without_a_seal_the_sentence_and_the_pause_are_believed() -
     for useless in (b"", b"[]", b'{"message": 7, "headers": []}'):
         assert without_seal(useless, 0) == b"{}"
     assert without_seal(envelope, RAW) == b"{}"
+
+
+@pytest.mark.parametrize("pause", ["nan", "inf", "1e999", "-1", "2\r\nSet-Cookie: x", [], None])
+def test_nothing_else_of_it_reaches_the_caller(pause: object) -> None:
+    envelope = json.dumps({"message": "\ud800" + "x" * 10_000, "headers": {"Retry-After": pause}}).encode()
+    kept = codec.loads(without_seal(envelope, 0))
+    assert kept == {"message": "?" + "x" * (LONGEST_MESSAGE - 1)}
+    huge = codec.dumps({"headers": {"Retry-After": 10**12}})
+    assert codec.loads(without_seal(huge, 0)) == {"headers": {"Retry-After": "3600"}}

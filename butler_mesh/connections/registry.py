@@ -50,7 +50,7 @@ def connect_instance(
         connection: InstanceConnection = MeshInstance([target.dial], service, paths, **options)
     else:
         connection = _engine(target).instance(target.endpoints, service, paths, **options)
-    return connection if seal is None else SealedInstance(connection, seal)
+    return connection if seal is None else SealedInstance(connection, seal, service, paths)
 
 
 def _engine(address: Address) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from butler_mesh import codec, status
@@ -42,6 +42,11 @@ class SealedClient(ClientConnection):
         on_reply: OnReply,
         window: int = 0,
     ) -> Any:
+        if target.startswith("mmi."):
+            # A question to the router, which has no passphrase; nor is there anything to keep from it.
+            return self._inner.submit(
+                target, envelope, deadline=deadline, flags=flags, on_reply=on_reply, window=window
+            )
         # New with each attempt, so that what is sent again is not taken for a repetition.
         nonce = secrets.token_hex(NONCE_LENGTH // 2)
         envelope, flags = self._seal.close_request(target, envelope, flags, nonce=nonce, now=self._clock())
@@ -99,13 +104,25 @@ class _Opener:
 
 
 class SealedInstance(InstanceConnection):
-    """Lets only sealed requests through, and seals the replies."""
+    """Lets only sealed requests for its own service and paths through, and seals the replies."""
 
-    def __init__(self, inner: InstanceConnection, seal: Seal, clock: WallClock = time.time) -> None:
+    def __init__(
+        self,
+        inner: InstanceConnection,
+        seal: Seal,
+        service: str,
+        paths: Sequence[str] = (),
+        clock: WallClock = time.time,
+    ) -> None:
         self._inner = inner
         self._seal = seal
+        self._service = service
+        self._paths = paths
         self._clock = clock
         self._nonces = Nonces()
+        # Strangers get a line in the log a second: when the last was, and how many had none since.
+        self._told_at = 0.0
+        self._untold = 0
 
     def serve(self, handler: Handler) -> None:
         def guarded(delivery: Delivery) -> object:
@@ -113,18 +130,33 @@ class SealedInstance(InstanceConnection):
                 opened = self._seal.open_request(
                     delivery.target, delivery.envelope, delivery.flags, self._nonces, self._clock()
                 )
+                if not self._is_ours(delivery.target):
+                    # Of another service with the same passphrase, and led astray on the way.
+                    raise BrokenSeal("the request was sealed for another service")
             except BrokenSeal as broken:
-                _log.warning("refused-unsealed %.200r: %s", delivery.target, broken)
-                delivery.reply(status.UNAUTHORIZED, codec.dumps({"message": str(broken)}))
-            except Unavailable as full:
-                _log.warning("refused-sealed %.200r: %s", delivery.target, full)
-                headers = {"Retry-After": f"{full.retry_after_s:g}"}
-                delivery.reply(full.status, codec.dumps({"message": str(full), "headers": headers}))
+                self._refuse(delivery, status.UNAUTHORIZED, str(broken))
+            except Unavailable as late:
+                self._refuse(delivery, late.status, str(late), late.retry_after_s or 0.0)
             else:
                 return handler(SealedDelivery(delivery, self._seal, *opened))
             return True
 
         self._inner.serve(guarded)
+
+    def _is_ours(self, target: str) -> bool:
+        if not target.startswith("/"):
+            return target == self._service
+        return any(f"{target}/".startswith(f"{path.rstrip('/')}/") for path in self._paths)
+
+    def _refuse(self, delivery: Delivery, code: int, why: str, pause_s: float | None = None) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= 1.0:
+            _log.warning("refused-unsealed %.200r: %s (%d before)", delivery.target, why, self._untold)
+            self._told_at, self._untold = now, 0
+        else:
+            self._untold += 1
+        headers = {} if pause_s is None else {"Retry-After": f"{pause_s:g}"}
+        delivery.reply(code, codec.dumps({"message": why, "headers": headers}))
 
     def wait_until_registered(self, timeout_s: float) -> bool:
         return self._inner.wait_until_registered(timeout_s)

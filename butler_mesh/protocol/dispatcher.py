@@ -191,7 +191,7 @@ class Dispatcher:
     def final(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
         """Take a FINAL: answer the caller, free the credit."""
         kind, flags, token, _, payload, envelope = record
-        mesh.split_status(payload)
+        code = mesh.split_status(payload)
         call = instance.calls.pop(token, None)
         if call is None:
             self.counters.add("dropped.unknown_token")
@@ -204,7 +204,7 @@ class Dispatcher:
             self._fail(call, status.INSTANCE_LOST, "the reply has a flag this router does not know")
             return
         self._settle(call)
-        if not call.flags & ONE_WAY:
+        if not call.flags & ONE_WAY or code in status.REFUSALS:
             client.reply(call, kind, flags, payload, envelope)
             if client.outbox.is_full:
                 self.cut(client)
