@@ -161,8 +161,8 @@ class ResponseStream:
             parts.changed.clear()
             left = until - monotonic()
             if left <= 0 or not parts.changed.wait(left):
-                return bool(parts.arrived)
-        return True
+                break
+        return bool(parts.arrived) or self._is_over
 
     def __next__(self) -> Body:
         """Return the next part's body; raises the failure if the stream ended in one."""
@@ -172,6 +172,8 @@ class ResponseStream:
         while not parts.arrived:
             parts.changed.clear()
             parts.changed.wait()
+            if self._is_over:  # closed by another greenlet
+                raise StopIteration
         kind, status, flags, envelope = parts.arrived.popleft()
         parts.unread_bytes -= len(envelope)
         response = decode_response(status, flags, envelope, self._path)
@@ -197,6 +199,7 @@ class ResponseStream:
         if not self._is_over and self._connection is not None:
             self._is_over = True
             self._connection.cancel(self._call)
+            self.on_reply.changed.set()
 
     def __enter__(self) -> Self:
         return self

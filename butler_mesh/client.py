@@ -76,6 +76,11 @@ class Client:
         self._finalizer: weakref.finalize[Any, Client] | None = None
         self._is_closed = False
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it has a passphrase."""
+        return self._options["seal"] is not None
+
     # --- requests -----------------------------------------------------------------------------
 
     def request(
@@ -115,14 +120,15 @@ class Client:
         own = _finite(self.timeout if timeout is None else timeout)
         deadline = deadlines.deadline_for(own, monotonic())
         tries = 1 + max(0, self.retries)
+        is_own = not self.persistent
         while True:
-            connection = self._connect() if self.persistent else self._open()
+            connection = self._open() if is_own else self._connect()
             try:
                 waiter = Waiter()
                 call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
                 code, reply_flags, reply = waiter.wait(connection, call)
             finally:
-                if not self.persistent:
+                if is_own:
                     # There is nothing to drain: what was sent was answered, or given up.
                     connection.close(0.0)
             tries -= 1

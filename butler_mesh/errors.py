@@ -227,14 +227,17 @@ def register_error(kind: type[E]) -> type[E]:
 
     For exception classes that both sides share: a remote ``ImageError`` is then a RemoteError that is
     also an ``ImageError``. Nothing of the remote object travels but its name and text, so ``kind`` must
-    be buildable from one string. Raises UsageError where it is not, for a name that is taken, and for
-    classes that no caller should meet by surprise (StopIteration, our own).
+    buildable from one string, and is built once here to see. Raises UsageError where it is not, for a name
+    that another class has, and for classes that no caller should meet by surprise (StopIteration, our own).
     """
     taken = _mixed.get(kind.__name__)
-    if taken is not None and issubclass(taken, kind):
-        return kind
+    base = None if taken is None else taken.__bases__[-1]
+    if base is not None and (base.__module__, base.__qualname__) == (kind.__module__, kind.__qualname__):
+        taken = None  # defined anew, by a reload or in a notebook
     is_ours = issubclass(kind, MeshError | StopIteration | StopAsyncIteration)
-    if taken is not None or is_ours or not issubclass(kind, Exception):
+    if taken is not None:
+        raise UsageError(f"{kind.__name__} is the name of {base} already")
+    if is_ours or not issubclass(kind, Exception):
         raise UsageError(f"{kind.__name__} cannot stand for a remote failure")
     try:
         mixed = type(kind.__name__, (RemoteError, kind), {"__module__": kind.__module__})

@@ -15,6 +15,7 @@ from butler_mesh.messages import (
     Body,
     ServiceRequest,
     ServiceResponse,
+    decode_frames,
     decode_request,
     encode_response,
 )
@@ -35,11 +36,14 @@ def answer(
     handle: Callable[[ServiceRequest], ServiceResponse],
     *,
     tracebacks: bool = True,
-    decode: Callable[[bytes, int], ServiceRequest] = decode_request,
+    frames: bool = False,
 ) -> bool:
-    """Decode a delivery, let ``handle`` make the response, send it or what it raised; False for that."""
+    """Decode a delivery, let ``handle`` make the response, send it or what it raised; False for that.
+
+    With ``frames`` request and reply are nothing but those.
+    """
     try:
-        request = decode(delivery.envelope, delivery.flags)
+        request = (decode_frames if frames else decode_request)(delivery.envelope, delivery.flags)
     except BadEnvelope as error:
         send_reply(delivery, status.BAD_REQUEST, None, str(error))
         return True
@@ -48,7 +52,7 @@ def answer(
     if trace:
         tracing.current.set(trace)
     try:
-        send_response(delivery, handle(request))
+        send_response(delivery, handle(request), frames=frames)
     except BaseException as error:
         send_failure(delivery, error, tracebacks=tracebacks)
         return False
@@ -72,7 +76,7 @@ def send_reply(
     delivery.reply(code, envelope, flags=flags, final=final)
 
 
-def send_response(delivery: Delivery, response: ServiceResponse) -> None:
+def send_response(delivery: Delivery, response: ServiceResponse, *, frames: bool = False) -> None:
     """Send a response; a body that is an iterator goes out part by part, or gathered into a list for a
     caller that takes one reply. What a generator returns at its end is one part more, sent as the last."""
     body = response.body
@@ -97,16 +101,9 @@ def send_response(delivery: Delivery, response: ServiceResponse) -> None:
         if rest.value is not None:
             # What a stream's reader would be sent last.
             parts.append(rest.value)
-        whole = parts[0] if rest.value is not None and len(parts) == 1 else _gathered(parts)
-        send_reply(delivery, response.status_code, whole, response.status_msg, response.headers)
-
-
-def _gathered(parts: list[Body]) -> Body:
-    """Return the parts as one body: those of bytes as one list of bytes, since JSON cannot hold them."""
-    frames: list[Body] = []
-    for part in parts:
-        frames += part if isinstance(part, list) else [part]
-    return frames if frames and all(isinstance(frame, bytes) for frame in frames) else parts
+        if frames:
+            parts = [frame for part in parts for frame in (part if isinstance(part, list) else [part])]
+        send_reply(delivery, response.status_code, parts, response.status_msg, response.headers)
 
 
 class _Rest:

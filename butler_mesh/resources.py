@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from butler_mesh.errors import UsageError
+
+_log = logging.getLogger("butler_mesh.application")
 
 
 class Resource:
@@ -35,7 +38,8 @@ class Resource:
 
 
 class Resources(dict[str, Any]):
-    """Resources by key: anything may be one. Those that have a ``close`` are closed with the application."""
+    """Resources by key: anything may be one. A Resource is told when it goes, anything else is closed if it
+    has a ``close``: when it is unregistered, or with the application."""
 
     def register(self, resource: Any, key: str = "") -> bool:
         """Keep a resource under ``key`` (a Resource's own); False when there is one, which stays.
@@ -60,17 +64,21 @@ class Resources(dict[str, Any]):
     def unregister(self, key: str) -> bool:
         """Forget a resource; False when there was none."""
         found = key in self
-        resource = self.pop(key, None)
-        if isinstance(resource, Resource):
-            resource.on_unregister()
+        _end(self.pop(key, None))
         return found
 
     def close(self) -> None:
-        """Forget them all, the latest first, and close those that can be."""
+        """Forget them all, the latest first, and end those that can be; one that fails costs no other."""
         while self:
-            _, resource = self.popitem()
-            end = (
-                resource.on_unregister if isinstance(resource, Resource) else getattr(resource, "close", None)
-            )
-            if callable(end):
-                end()
+            key, resource = self.popitem()
+            try:
+                _end(resource)
+            except Exception:
+                _log.exception("resource-failed %.200r", key)
+
+
+def _end(resource: Any) -> None:
+    end = "on_unregister" if isinstance(resource, Resource) else "close"
+    close = getattr(resource, end, None)
+    if callable(close):
+        close()

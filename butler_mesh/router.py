@@ -14,6 +14,7 @@ from butler_mesh.addresses import Address, is_loopback, to_bind
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.errors import AddressInUse, UsageError
 from butler_mesh.lifetime import GRACE_S, Lifetime
+from butler_mesh.protocol.limits import Limits
 
 _log = logging.getLogger("butler_mesh.router")
 
@@ -48,6 +49,7 @@ class Router:
 
     def __init__(self, *, grace: float = GRACE_S, **options: Any) -> None:
         self.grace = grace
+        Limits(**options)  # what cannot work is refused here, and not when it is bound
         self._options = options
         self._node: RouterNode | None = None
         self._pid = 0
@@ -150,7 +152,8 @@ class Embedded:
     """How often a joined process tries to bind: clients wait 3 s for a router, so this is in time."""
 
     def __init__(self, address: str, **options: Any) -> None:
-        self.endpoint, *others = Address.parse(address).endpoints
+        first, *others = Address.parse(address).endpoints
+        self.endpoint = to_bind(first)
         if others or not is_loopback(self.endpoint):
             raise UsageError(f"{address} is not one loopback endpoint: only that can be embedded")
         self._options = options

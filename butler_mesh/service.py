@@ -24,7 +24,7 @@ from butler_mesh.errors import (
     UsageError,
 )
 from butler_mesh.lifetime import GRACE_S, Lifetime
-from butler_mesh.messages import ServiceRequest, ServiceResponse, decode_frames, decode_request
+from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
 from butler_mesh.router import Router, Target
@@ -151,6 +151,8 @@ class Service:
         if self._connection is None:
             self._pid = os.getpid()
             paths = () if self.name else tuple(self._functions)
+            if self._takes_frames and self._inbox is None and set(self._functions) != {"/"}:
+                raise UsageError("a service of frames has one function, registered as '/'")
             if not self.name and not paths:
                 raise UsageError("a service needs a name, or functions whose paths it answers")
             self._connection = connect_instance(self._target.resolve(), self.name, paths, **self._options)
@@ -226,14 +228,11 @@ class Service:
     # --- requests -----------------------------------------------------------------------------
 
     def _deliver(self, delivery: Delivery) -> bool:
-        decode = decode_frames if self._takes_frames else decode_request
-        return answer(delivery, self._respond, tracebacks=self.tracebacks, decode=decode)
+        return answer(delivery, self._respond, tracebacks=self.tracebacks, frames=self._takes_frames)
 
     def _respond(self, request: ServiceRequest) -> ServiceResponse:
         if self._inbox is not None:
             return ServiceResponse(body=self._await_loop(self._inbox, request))
-        if self._takes_frames and "/" in self._functions:
-            return ServiceResponse(body=self._functions["/"](*request.raw_body))
         if request.method.lower() == "options":
             return ServiceResponse(body=self._describe(request.path))
         return ServiceResponse(body=self._call(request))
@@ -248,7 +247,9 @@ class Service:
             raise error
         body = request.raw_body
         args: Iterable[Any] = request.args
-        if body is not None:
+        if self._takes_frames:
+            args = body
+        elif body is not None:
             first = body if isinstance(body, list) and body and isinstance(body[0], bytes) else [body]
             args = [*first, *args]
         kwargs: Mapping[str, Any] = request.arguments or request.kwargs

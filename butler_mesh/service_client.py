@@ -13,6 +13,7 @@ import gevent
 from butler_mesh import deadlines
 from butler_mesh.calls import LazyResponse
 from butler_mesh.client import Client
+from butler_mesh.errors import UsageError
 from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
 
@@ -55,7 +56,8 @@ class ServiceClientMixin:
     ) -> None:
         """Make an address known, ``tcp://127.0.0.1:5555/slow``; one that is known stays as it is.
 
-        ``passphrase`` seals what is sent there, ``timeout`` (seconds) is the calls' own.
+        ``passphrase`` seals what is sent there, ``timeout`` (seconds) is the calls' own. Raises UsageError
+        for a passphrase where the address is known without one: what was sent there was not sealed.
         """
         make = partial(Client, address, timeout=timeout, passphrase=passphrase)
         clients = self._clients()
@@ -64,6 +66,8 @@ class ServiceClientMixin:
             self.__dict__.setdefault("_mesh_services", {}).setdefault(address, make)
         elif address not in clients:
             clients[address] = make()
+        elif passphrase is not None and not clients[address].is_sealed:
+            raise UsageError(f"{address} is known without a passphrase: register it before it is used")
 
     def unregister_service(self, address: str) -> None:
         """Forget an address and close its connection; nothing happens when it is unknown."""

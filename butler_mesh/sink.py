@@ -146,6 +146,7 @@ class SinkSender:
 
 @atexit.register
 def _close_senders() -> None:
+    until = monotonic() + 1.0
     for sender in list(_open_senders):
         if sender._pid == os.getpid() and sender._hub is get_hub():
-            sender.close()
+            sender.close(max(0.0, until - monotonic()))

@@ -342,3 +342,21 @@ def test_a_streams_next_part_can_be_waited_for_with_patience_of_ones_own(mesh: M
     assert stream.wait(5.0)
     assert next(stream, None) is None
     assert stream.wait(0.0)
+
+
+def test_a_stream_that_another_greenlet_closes_ends_for_who_waits(mesh: Mesh) -> None:
+    """Neither ``next`` nor ``wait`` waits for what will not come."""
+
+    def parts() -> Iterator[int]:
+        yield 1
+        gevent.sleep(60)
+
+    mesh.service(parts)
+    stream = mesh.client().request_stream("svc", "/parts")
+    assert next(stream) == 1
+    reader = gevent.spawn(next, stream, "the end")
+    waiter = gevent.spawn(stream.wait, 30.0)
+    gevent.sleep(0)
+    stream.close()
+    assert reader.get(timeout=5.0) == "the end"
+    assert waiter.get(timeout=5.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from butler_mesh import deadlines
 from butler_mesh.client import MIN_PAUSE_S, Client, _pause_s
@@ -756,3 +757,17 @@ def test_raise_for_status_raises_what_stands_for_the_reply(mesh: Mesh) -> None:
         client.request("svc", "/nothing").raise_for_status()
     assert isinstance(found.value, BadRequest)
     assert found.value.status == 404
+
+
+def test_a_client_that_becomes_persistent_in_mid_call_keeps_its_connection(mesh: Mesh) -> None:
+    """The call that runs ends its own connection or none, whatever is set meanwhile."""
+    go = Event()
+    mesh.service(lambda: go.wait(10.0), name="svc").register_function(lambda: 1, "one")
+    client = mesh.client()
+    call = gevent.spawn(client.request, "svc", "/<lambda>")
+    wait_for(lambda: mesh.router.status()["services"]["svc"]["instances"][0]["in_flight"] == 1)
+    client.persistent = False
+    go.set()
+    assert call.get(timeout=5.0).status_code == 200
+    client.persistent = True
+    assert client.request("svc", "/one").body == 1

@@ -86,3 +86,32 @@ def test_an_application_ends_its_resources_the_latest_first() -> None:
     application.close()
     assert log == ["+a", "+b", "-b", "closed", "-a"]
     assert not application.resources
+
+
+def test_one_that_fails_at_its_end_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    log: list[str] = []
+
+    class Broken(Resource):
+        def on_unregister(self) -> None:
+            raise OSError("no database any more")
+
+    resources = Resources()
+    resources.register(Recorded("a", log))
+    resources.register(Broken("x"))
+    resources.close()
+    assert log == ["+a", "-a"]
+    assert [record.getMessage() for record in caplog.records] == ["resource-failed 'x'"]
+    caplog.clear()
+
+
+def test_what_is_unregistered_is_closed_if_it_can_be() -> None:
+    closed: list[int] = []
+
+    class Closable:
+        def close(self) -> None:
+            closed.append(1)
+
+    resources = Resources()
+    resources.register(Closable(), "c")
+    resources.unregister("c")
+    assert closed == [1]

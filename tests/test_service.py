@@ -681,6 +681,12 @@ def test_a_service_of_frames_is_called_with_those_of_any_request(mesh: Mesh) -> 
     assert client.request("svc", body=b"").body == [b""]
 
 
-def test_a_service_of_frames_without_a_function_for_them_is_404(mesh: Mesh) -> None:
-    mesh.service(echo, frames=True)
-    assert mesh.client().request("svc", "/echo", body=[b"x"]).status_code == 404
+def test_a_service_of_frames_has_one_function_that_takes_them(mesh: Mesh) -> None:
+    for functions in ((), (echo,)):
+        with pytest.raises(UsageError, match="one function"):
+            mesh.service(*functions, frames=True)
+    service = Service(mesh.endpoint, "svc", frames=True, grace=0.05)
+    service.register_function(lambda one, two: two, "/")
+    mesh.join(service)
+    assert mesh.client().request("svc", body=[b"a"]).status_code == 422
+    assert mesh.client().request("svc", body=[b"a", b"b"]).body == b"b"

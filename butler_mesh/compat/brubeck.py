@@ -109,14 +109,17 @@ class ServiceClientMixin(CoreClientMixin):
         self, address: str, resp_addr: str = "", passphrase: str | None = None, **options: Any
     ) -> None:
         """Make a service known and see to its router; if it is known, nothing happens."""
-        # First, so that it is closed last.
-        _resources(self).register(_ServiceRouter(address))
         super().register_service(address, passphrase=passphrase, **options)
+        _ServiceRouter.of(address, _resources(self)).users.add(address)
 
     def unregister_service(self, address: str) -> None:
         """Forget a service, its connection and its router."""
         super().unregister_service(address)
-        _resources(self).unregister(_ServiceRouter(address).key())
+        resources = _resources(self)
+        router = _ServiceRouter.of(address, resources)
+        router.users.discard(address)
+        if not router.users:
+            resources.unregister(router.key())
 
     def create_service_request(
         self,
@@ -145,10 +148,21 @@ def coro_send_event(event: AsyncResult[Any], value: Any) -> None:
 
 
 class _ServiceRouter(Resource):
-    """The router that an application holds for a service."""
+    """The router that an application holds at an endpoint, for all services there."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address, "ROUTER ")
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint, "ROUTER ")
+        # The addresses of the services.
+        self.users: set[str] = set()
+
+    @classmethod
+    def of(cls, address: str, resources: Any) -> _ServiceRouter:
+        """Return the router at an address's endpoint; begin with it where there is none."""
+        scheme, _, rest = address.partition("://")
+        endpoint = f"{scheme}://{rest if scheme == 'ipc' else rest.partition('/')[0]}".partition("#")[0]
+        resources.register(cls(endpoint))
+        found: _ServiceRouter = resources[cls(endpoint).key()]
+        return found
 
     def on_register(self) -> None:
         try:

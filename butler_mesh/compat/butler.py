@@ -28,8 +28,8 @@ class Router(CoreRouter):
     """Matches requests to services; ``frontend`` is for clients, ``backend`` for services."""
 
     def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._given = {"heartbeat_timeout_s": 15.0, **options}
-        super().__init__(**self._given)
 
     @property
     def heartbeat_timeout(self) -> float:

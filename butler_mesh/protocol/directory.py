@@ -17,6 +17,8 @@ class Directory:
         # Whole-segment path prefix -> the one service that owns it.
         self.prefixes: dict[bytes, ServicePool] = {}
         self.grace_until = now + limits.register_grace_s
+        # As of the last tidy: how long ago somebody left need not be known better.
+        self._now = now
         self._limits = limits
         # No target is searched beyond it: one of 64 KiB of slashes would cost half a second.
         self._longest_prefix = 0
@@ -92,6 +94,7 @@ class Directory:
 
     def tidy(self, now: float) -> None:
         """Forget services that are long gone, or at once, when nobody ever registered them."""
+        self._now = now
         is_crowded = len(self.pools) > MAX_POOLS // 2
         for name, pool in list(self.pools.items()):
             if pool.instances or len(pool.queue) or self.is_expected(pool, now):
@@ -104,15 +107,19 @@ class Directory:
                         del self.prefixes[path]
 
     def _prefix_owner(self, path: bytes) -> ServicePool | None:
+        """Return who owns the longest prefix of a path; one that is down only where nobody else is there."""
         head = path
         if len(head) > self._longest_prefix:
             head = head[: self._longest_prefix + 1].rpartition(b"/")[0]
-        while head:
-            pool = self.prefixes.get(head)
-            if pool is not None:
+        down: ServicePool | None = None
+        while True:
+            pool = self.prefixes.get(head or b"/")
+            if pool is not None and (pool.instances or self.is_expected(pool, self._now)):
                 return pool
+            down = down or pool
+            if not head:
+                return down
             head = head.rpartition(b"/")[0]
-        return self.prefixes.get(b"/")
 
 
 def _nameless(paths: list[bytes]) -> bytes:

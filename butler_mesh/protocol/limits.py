@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from butler_mesh.errors import UsageError
 from butler_mesh.protocol.liveness import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S
@@ -43,6 +44,14 @@ class Limits:
     register_secret: str | bytes | None = None
 
     def __post_init__(self) -> None:
+        if not (self.queue_limit >= 0 and self.max_body_bytes > 0):
+            raise UsageError("queue_limit and max_body_bytes are numbers, the latter over 0")
+        for name in ("register_grace_s", "absent_grace_s", "forget_service_s"):
+            if not 0 <= getattr(self, name) < inf:
+                raise UsageError(f"{name} is a number of seconds")
+        for patience_s in (self.foreign_deadline_s, self.busy_timeout_s, self.heartbeat_timeout_s):
+            if patience_s is not None and not 0 < patience_s < inf:
+                raise UsageError("a deadline or timeout is a number of seconds over 0")
         if not 0 < self.heartbeat_interval_s <= LONGEST_INTERVAL_S:
             raise UsageError(f"a heartbeat interval is over 0 and up to {LONGEST_INTERVAL_S:g} seconds")
         least = 2 * HEARTBEAT_INTERVAL_S

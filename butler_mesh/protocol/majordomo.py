@@ -67,12 +67,13 @@ class ForeignClient(ClientPeer):
 class ForeignWorker(InstancePeer):
     """A worker of one of the dialects: one request at a time, heartbeats only from its own loop."""
 
-    __slots__ = ("busy_patience_s", "dialect")
+    __slots__ = ("busy_patience_s", "dialect", "idle_at")
 
     def __init__(self, door: Door, outbox: Outbox, now: float, dialect: mdp.Dialect, limits: Limits) -> None:
         super().__init__(door, outbox, dialect.name, now)
         self.patience_s = limits.heartbeat_timeout_s
-        # Reference workers do not beat while they work.
+        # When it was last seen to have no request: reference workers do not beat while they work.
+        self.idle_at = now
         busy_s = limits.busy_timeout_s
         self.busy_patience_s = limits.foreign_patience_s if busy_s is None else busy_s
         self.dialect = dialect
@@ -98,8 +99,11 @@ class ForeignWorker(InstancePeer):
         self.outbox.put(self.dialect.disconnect())
 
     def judge(self, now: float) -> State:
-        patience_s = self.busy_patience_s if self.calls else self.patience_s
-        return State.DEAD if now - self.heard_at >= patience_s else State.READY
+        if not self.calls:
+            self.idle_at = now
+            return State.DEAD if now - self.heard_at >= self.patience_s else State.READY
+        silent_s = now - max(self.heard_at, self.idle_at)
+        return State.DEAD if silent_s >= self.busy_patience_s else State.READY
 
     def describe(self) -> dict[str, object]:
         return {**super().describe(), "protocol": self.dialect.name}

@@ -363,3 +363,24 @@ def test_an_application_keeps_resources_and_tells_them() -> None:
     assert application.resources["DBmain"].name == "main"
     application.close()
     assert told == ["on", "off"]
+
+
+def test_services_at_one_endpoint_share_a_router_and_one_of_them_may_go(
+    tmp_path: Path, application: Brubeck
+) -> None:
+    """An application that uses two services there holds one router, until it uses neither."""
+    endpoint = f"ipc://{tmp_path}/mesh"
+    caller = Caller(application)
+    for name in ("a", "b", "c"):
+        caller.register_service(f"{endpoint}#{name}")
+    assert len([key for key in application.resources if key.startswith("ROUTER ")]) == 1
+    service = Brubeck(ServiceConnection(f"{endpoint}#b"), [(r"^/service/slow", Echo)], grace_s=0.1)
+    service.start()
+    try:
+        caller.unregister_service(f"{endpoint}#a")
+        assert ask(caller, f"{endpoint}#b").status_code == 200
+    finally:
+        service.close()
+    caller.unregister_service(f"{endpoint}#b")
+    caller.unregister_service(f"{endpoint}#c")
+    assert not [key for key in application.resources if key.startswith("ROUTER ")]

@@ -104,3 +104,17 @@ def test_names_that_clients_make_up_do_not_grow_the_table_without_end() -> None:
     for n in range(MAX_POOLS):
         assert made.imagine(b"%d" % n, NOW) is not None
     assert made.imagine(b"one more", NOW) is None
+
+
+def test_a_service_that_is_down_does_not_stand_before_one_that_is_there() -> None:
+    """For a minute it may be deployed; then the shorter prefix's owner answers, if there is one."""
+    made = directory(register_grace_s=0.0)
+    longer, shorter = made.claim(b"long", [b"/a"], NOW), made.claim(b"short", [b"/"], NOW)
+    made.tidy(NOW + 1)
+    shorter.instances.add(instance())
+    longer.left_at = NOW
+    assert made.find(b"/a/x") is longer
+    made._now = NOW + 61
+    assert made.find(b"/a/x") is shorter
+    shorter.instances.clear()
+    assert made.find(b"/a/x") is longer

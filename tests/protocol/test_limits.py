@@ -1,4 +1,4 @@
-"""A router's limits: what may be set, what cannot work, and that each of them takes effect."""
+"""A router's limits: what may be set, and what cannot work."""
 
 from __future__ import annotations
 
@@ -49,3 +49,21 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert (limits.register_grace_s, limits.absent_grace_s, limits.forget_service_s) == (3.0, 60.0, 3600.0)
     assert (limits.heartbeat_interval_s, limits.heartbeat_timeout_s) == (1.0, 15.0)
     assert (limits.foreign_deadline_s, limits.foreign_patience_s) == (900.0, 900.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"queue_limit": -1},
+        {"max_body_bytes": 0},
+        {"heartbeat_timeout_s": float("nan")},
+        {"heartbeat_timeout_s": float("inf")},
+        {"absent_grace_s": -1.0},
+        {"forget_service_s": float("nan")},
+        {"foreign_deadline_s": 0.0},
+        {"busy_timeout_s": -1.0},
+    ],
+)
+def test_what_cannot_work_is_refused_where_it_is_asked_for(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="number"):
+        Limits(**options)  # type: ignore[arg-type]

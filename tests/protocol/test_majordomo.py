@@ -1027,3 +1027,17 @@ def test_who_comes_and_goes_is_noted(wires: Wires, dialect: Dialect) -> None:
         f"registered {wid} for echo (credit 1)",
         f"removed {wid}: said goodbye, 0 in flight",
     ]
+
+
+def test_a_busy_workers_silence_is_counted_from_when_it_was_sent_its_request() -> None:
+    """Idle workers beat every few seconds; what it has not said before is not held against it."""
+    wires = Wires(busy_timeout_s=2.0)
+    w = worker(wires, MDP_02)
+    pass_time(wires, 4.0)
+    client = wires.wire(b"C")
+    ask(client, MDP_02, b"echo", b"x")
+    assert any(frames[0] == b"\x02" for frames in w.told())
+    pass_time(wires, 1.5)
+    assert w.is_registered
+    pass_time(wires, 1.0)
+    assert not w.is_registered
