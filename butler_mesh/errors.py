@@ -162,7 +162,7 @@ class RemoteError(RequestFailed):
 
 
 class Stopped(BaseException):
-    """Ends a handler whose deadline passed (504), whose caller gave up (499) or whose service stops (503).
+    """Ends a handler whose deadline passed (504), whose caller gave up (499) or whose service stops (502).
 
     A BaseException, so that ``except Exception`` in a handler does not keep it running for nobody; clean
     up in ``finally``.

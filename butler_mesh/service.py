@@ -16,11 +16,11 @@ from butler_mesh.connections.base import Delivery, InstanceConnection
 from butler_mesh.connections.registry import connect_instance
 from butler_mesh.errors import (
     BadArguments,
+    InstanceLost,
     MethodNotAllowed,
     NotFound,
     RouteCollision,
     Stopped,
-    Unavailable,
     UsageError,
 )
 from butler_mesh.lifetime import GRACE_S, Lifetime
@@ -173,10 +173,10 @@ class Service:
     def close(self) -> None:
         """Take no more, finish what runs within ``grace`` seconds, say goodbye, close.
 
-        What ``recv`` has handed out and not answered is answered 503.
+        What ``recv`` has handed out and not answered is answered 502.
         """
         if self._owed is not None:
-            self._owed.set_exception(Unavailable("the service stops", status=503))
+            self._owed.set_exception(InstanceLost("the service stopped", status=502))
             self._owed = None
         until = monotonic() + self.grace
         own_router, self._own_router = self._own_router, None

@@ -465,7 +465,7 @@ def test_a_reply_of_the_manual_loop_that_JSON_cannot_hold_is_500(mesh: Mesh) -> 
     service.close()
 
 
-def test_a_manual_loop_that_ends_with_a_request_in_hand_answers_it_503(mesh: Mesh) -> None:
+def test_a_manual_loop_that_ends_with_a_request_in_hand_answers_it_502(mesh: Mesh) -> None:
     service = Service(mesh.endpoint, "svc")
     client = mesh.client()
     service.recv(timeout=0.0)
@@ -473,7 +473,7 @@ def test_a_manual_loop_that_ends_with_a_request_in_hand_answers_it_503(mesh: Mes
     lazy = client.request_lazy("svc", "/a")
     assert service.recv(timeout=5.0) is not None
     service.close()  # not after 30 s of grace
-    assert lazy.get(5.0).status_code == 503
+    assert lazy.get(5.0).status_code == 502
 
 
 # --- life --------------------------------------------------------------------------------------------
@@ -519,7 +519,7 @@ def test_close_stops_what_does_not_end_within_the_grace(mesh: Mesh) -> None:
     wait_for(lambda: log)
     service.close()
     assert log == ["started", "ended"]
-    assert lazy.get(5.0).status_code == 503
+    assert lazy.get(5.0).status_code == 502
 
 
 def test_a_service_may_be_closed_twice_and_started_again(mesh: Mesh) -> None:
@@ -578,14 +578,14 @@ def test_at_SIGTERM_what_is_in_flight_is_answered_and_the_process_ends_with_0(me
 
 
 @pytest.mark.slow
-def test_at_SIGTERM_what_outlasts_the_grace_is_stopped_and_answered_503(mesh: Mesh) -> None:
+def test_at_SIGTERM_what_outlasts_the_grace_is_stopped_and_answered_502(mesh: Mesh) -> None:
     client = mesh.client()
     with Program.of(SERVICE, mesh.endpoint, "0.1") as program:
         wait_for(lambda: "svc" in mesh.router.status()["services"], 20.0)
         lazy = client.request_lazy("svc", "/nap", {"seconds": 60})
         program.says("napping")
         program.send(signal.SIGTERM)
-        assert lazy.get(10.0).status_code == 503
+        assert lazy.get(10.0).status_code == 502
         assert program.ends() == 0
 
 

@@ -292,7 +292,7 @@ class MeshInstance(InstanceConnection):
             delivery = worker.job
             if delivery is not None and worker is not getcurrent():
                 # From the hub: a greenlet that ends returns there, and not to whoever threw into it.
-                stopped = Stopped(status.UNAVAILABLE, "the service stops")
+                stopped = Stopped(status.INSTANCE_LOST, "the service stopped")
                 get_hub().loop.run_callback(self._workers.stop, worker, delivery, stopped)
         _wait(self.changed, lambda: self._intake.running <= 0, monotonic() + STOP_S)
         now = monotonic()

@@ -887,7 +887,7 @@ class Contract:
         assert [call.final().envelope for call in calls] == [b"from the first"] * 5
         closing.get(timeout=PATIENCE_S)
 
-    def test_an_instance_whose_grace_is_over_stops_its_handlers_with_503(self, engine: Engine) -> None:
+    def test_an_instance_whose_grace_is_over_stops_its_handlers_with_502(self, engine: Engine) -> None:
         gate = Gate()
         instance = engine.instance(gate)
         client = engine.client()
@@ -895,8 +895,8 @@ class Contract:
         wait_for(lambda: gate.now == 3)
         with gevent.Timeout(PATIENCE_S):
             instance.close(0.05)
-        assert gate.stopped == [503] * 3
-        assert [call.status for call in calls] == [503] * 3
+        assert gate.stopped == [502] * 3
+        assert [call.status for call in calls] == [502] * 3
 
     def test_stop_intake_leaves_running_handlers_alone(self, engine: Engine) -> None:
         gate = Gate()

@@ -9,7 +9,7 @@ from gevent.event import Event
 from gevent.queue import Queue, SimpleQueue
 
 from butler_mesh import Service, status
-from butler_mesh.errors import InstanceLost, Stopped
+from butler_mesh.errors import Stopped, Unavailable
 
 
 class Task:
@@ -44,9 +44,9 @@ class Task:
                     return frames
                 yield frames
         except Stopped as stopped:
-            if stopped.status == status.UNAVAILABLE and self.is_handed_out:
-                # 503 would say that it was never started, and have it sent again.
-                raise InstanceLost("the worker left", status=status.INSTANCE_LOST) from None
+            if stopped.status == status.INSTANCE_LOST and not self.is_handed_out:
+                # Nobody has seen it: another worker may have it.
+                raise Unavailable("the worker left", status=status.UNAVAILABLE) from None
             raise
         finally:
             self.over.set()

@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from butler_mesh.compat.majortomo.inbox import Inbox, Task
-from butler_mesh.errors import InstanceLost, Stopped
+from butler_mesh.errors import Stopped, Unavailable
 from tests.meshes import Mesh, send_raw
 from tests.waiting import wait_for
 
@@ -72,7 +72,7 @@ def test_a_sender_waits_while_nobody_takes_and_is_let_go_when_nobody_will() -> N
     task.reply([b"4"], final=True)  # goes nowhere, and does not wait
 
 
-@pytest.mark.parametrize(("is_handed_out", "kind"), [(True, InstanceLost), (False, Stopped)])
+@pytest.mark.parametrize(("is_handed_out", "kind"), [(True, Stopped), (False, Unavailable)])
 def test_a_task_that_was_handed_out_is_lost_when_the_worker_leaves_the_others_were_never_started(
     is_handed_out: bool, kind: type[BaseException]
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_task_that_was_handed_out_is_lost_when_the_worker_leaves_the_others_we
     task.is_handed_out = is_handed_out
     greenlet = gevent.spawn(lambda: next(task.parts()))
     gevent.sleep(0)
-    greenlet.kill(Stopped(503, "the service stops"))
+    greenlet.kill(Stopped(502, "the service stopped"))
     with pytest.raises(kind):
         greenlet.get(timeout=5.0)
 
