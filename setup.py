@@ -25,6 +25,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "fast": ["orjson>=3.10"],  # JSON, with BUTLER_MESH_CODEC=orjson
         "majortomo": ["pyyaml>=6"],  # the configuration file of its broker
         "rabbitmq": ["pika>=1.4"],
         "tracing": ["opentelemetry-api"],
@@ -40,6 +41,7 @@ setup(
             "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
             "six",  # which majortomo needs and does not declare
             "docutils",  # reads the documentation, as a test
+            "orjson>=3.10",  # the other codec, tested side by side with ujson
         ],
     },
     entry_points={"console_scripts": ["butler-mesh = butler_mesh.cli.main:main"]},
