@@ -119,8 +119,7 @@ class Client:
             flags |= IDEMPOTENT
         own = _finite(self.timeout if timeout is None else timeout)
         deadline = deadlines.deadline_for(own, monotonic())
-        tries = 1 + max(0, self.retries)
-        is_own = not self.persistent
+        retries, is_own = self.retries, not self.persistent
         while True:
             connection = self._open() if is_own else self._connect()
             try:
@@ -131,14 +130,14 @@ class Client:
                 if is_own:
                     # There is nothing to drain: what was sent was answered, or given up.
                     connection.close(0.0)
-            tries -= 1
             response = decode_response(code, reply_flags, reply, request.path)
-            if not tries or code not in (RETRY_IDEMPOTENT if idempotent else RETRY_STATUSES):
+            if retries <= 0 or code not in (RETRY_IDEMPOTENT if idempotent else RETRY_STATUSES):
                 return response
             pause_s = _pause_s(response)
             if monotonic() + pause_s >= deadline:
                 return response
             gevent.sleep(pause_s)
+            retries -= 1
 
     def request_nowait(
         self,
@@ -275,11 +274,11 @@ class Client:
 
     def _connect(self) -> ClientConnection:
         connection = self._connection
-        if connection is not None and self._pid == os.getpid():
-            if get_hub() is not self._hub:
-                self._check_thread()
-            return connection
         if connection is not None:
+            if get_hub() is self._hub:
+                return connection
+            if self._pid == os.getpid():
+                self._check_thread()
             connection.abandon()
         self._connection = connection = self._open()
         self._pid, self._hub = os.getpid(), get_hub()
@@ -308,6 +307,15 @@ class Client:
     def _check_thread(self) -> None:
         if get_hub() is not self._hub:
             raise WrongThread("a Client belongs to one thread: make one for each")
+
+
+def _disown_all() -> None:
+    # Asking for the process's number would cost each call a system call.
+    for client in _open_clients:
+        client._hub = None
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 @atexit.register

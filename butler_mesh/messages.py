@@ -19,6 +19,12 @@ Body = Any
 
 DEFAULT_METHOD = "request"
 
+# Made once: a union written out in a call is made anew by each.
+_BYTES = (bytes, bytearray, memoryview)
+_ARRAY = (list, tuple)
+_PLAIN = frozenset({dict, str, int, float, bool})
+_NEVER = float("inf")
+
 
 class BadEnvelope(ValueError):
     """An envelope that is not what it should be; the sender gets 400 with this text."""
@@ -62,7 +68,7 @@ class ServiceRequest:
         # Set where the request was received: the call's number, its deadline in monotonic seconds,
         # and the service name or path it was addressed to.
         self.conn_id = 0
-        self.deadline = float("inf")
+        self.deadline = _NEVER
         self.target = ""
 
     @classmethod
@@ -74,7 +80,7 @@ class ServiceRequest:
         if not isinstance(name, str) or not name:
             raise UsageError("a call names its function under 'method'")
         args, kwargs = rest.pop("args", ()), rest.pop("kwargs", {})
-        if not isinstance(args, list | tuple) or not isinstance(kwargs, Mapping):
+        if not isinstance(args, _ARRAY) or not isinstance(kwargs, Mapping):
             raise UsageError("of a call, 'args' is a list and 'kwargs' an object")
         return cls(f"/{name}", arguments=rest, args=args, kwargs=kwargs)
 
@@ -174,35 +180,28 @@ def encode_request(request: ServiceRequest) -> tuple[bytes, int]:
         head["args"] = request.args
     if request.kwargs:
         head["kwargs"] = request.kwargs
-    return _encode(head, request.raw_body)
+    body = request.raw_body
+    return (codec.dumps(head), 0) if body is None else _encode(head, body)
 
 
 def decode_request(envelope: bytes, flags: int) -> ServiceRequest:
     """Return the request in an envelope; raises BadEnvelope with a sentence for its sender."""
     head = _decode(envelope, flags)
-    request = ServiceRequest(
-        head.get("path", "/"),
-        head.get("method", DEFAULT_METHOD),
-        head.get("arguments"),
-        head.get("headers"),
-        head.get("body"),
-        head.get("args", ()),
-        head.get("kwargs"),
-    )
-    path, method = request.path, request.method
+    get = head.get
+    path, method, args = get("path", "/"), get("method", DEFAULT_METHOD), get("args", ())
     if not isinstance(path, str) or path[:1] != "/":
         raise BadEnvelope("path is a string that begins with '/'")
     if not isinstance(method, str):
         raise BadEnvelope("method is a string")
-    for field, value in (
-        ("arguments", request.arguments),
-        ("headers", request.headers),
-        ("kwargs", request.kwargs),
-    ):
-        if not isinstance(value, dict):
-            raise BadEnvelope(f"{field} is an object")
-    if not isinstance(request.args, list | tuple):
+    if not isinstance(args, _ARRAY):
         raise BadEnvelope("args is an array")
+    request = ServiceRequest(path, method, get("arguments"), get("headers"), get("body"), args, get("kwargs"))
+    if not (
+        isinstance(request.arguments, dict)
+        and isinstance(request.headers, dict)
+        and isinstance(request.kwargs, dict)
+    ):
+        raise BadEnvelope("arguments, headers and kwargs are objects")
     return request
 
 
@@ -254,11 +253,14 @@ def decode_response(code: int, flags: int, envelope: bytes, path: str = "") -> S
 
 
 def _encode(head: dict[str, Any], body: Body) -> tuple[bytes, int]:
-    if isinstance(body, bytes | bytearray | memoryview):
+    if type(body) in _PLAIN:
+        head["body"] = body
+        return codec.dumps(head), 0
+    if isinstance(body, _BYTES):
         # One part that was not in a list comes back as bytes, not as a list of them.
         head["single"] = True
         return pack_raw(codec.dumps(head), [bytes(body)]), RAW
-    if isinstance(body, list | tuple) and body and isinstance(body[0], bytes):
+    if isinstance(body, _ARRAY) and body and isinstance(body[0], bytes):
         if not all(isinstance(part, bytes) for part in body):
             raise NotSerializable("a list body is all bytes or all JSON")
         return pack_raw(codec.dumps(head), body), RAW

@@ -24,7 +24,7 @@ from butler_mesh.errors import (
     UsageError,
 )
 from butler_mesh.lifetime import GRACE_S, Lifetime
-from butler_mesh.messages import ServiceRequest, ServiceResponse
+from butler_mesh.messages import DEFAULT_METHOD, ServiceRequest, ServiceResponse
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
 from butler_mesh.router import Router, Target
@@ -233,7 +233,7 @@ class Service:
     def _respond(self, request: ServiceRequest) -> ServiceResponse:
         if self._inbox is not None:
             return ServiceResponse(body=self._await_loop(self._inbox, request))
-        if request.method.lower() == "options":
+        if request.method != DEFAULT_METHOD and request.method.lower() == "options":
             return ServiceResponse(body=self._describe(request.path))
         return ServiceResponse(body=self._call(request))
 
@@ -241,7 +241,7 @@ class Service:
         function = self._functions.get(request.path)
         if function is None:
             raise NotFound(f"{self.name or 'the service'} has no {request.path}", status=404)
-        if request.method.lower() != "request":
+        if request.method != DEFAULT_METHOD and request.method.lower() != DEFAULT_METHOD:
             error = MethodNotAllowed(f"{request.method} is not one of request, options", status=405)
             error.headers = {"Allow": "REQUEST, OPTIONS"}
             raise error

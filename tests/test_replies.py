@@ -12,7 +12,7 @@ from butler_mesh import tracing
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import BadRequest, NotSerializable, RemoteError, Stopped, Unavailable, UsageError
 from butler_mesh.messages import ServiceRequest, ServiceResponse, decode_response, encode_request
-from butler_mesh.protocol.mesh import STREAM
+from butler_mesh.protocol.mesh import ONE_WAY, STREAM
 from butler_mesh.replies import MAX_MESSAGE, MAX_TRACEBACK, answer, send_reply
 
 
@@ -55,6 +55,12 @@ def raising(error: BaseException) -> Callable[[ServiceRequest], ServiceResponse]
         raise error
 
     return handle
+
+
+def test_what_a_handler_returns_to_a_one_way_request_is_not_even_encoded() -> None:
+    delivery = Recorder(flags=ONE_WAY)
+    assert answer(delivery, lambda request: ServiceResponse(201, body=object()))
+    assert (delivery.only.status_code, delivery.only.body) == (201, None)
 
 
 def test_a_handler_finds_what_was_sent_and_where_it_came_from() -> None:

@@ -91,9 +91,9 @@ class MeshClient(ClientConnection):
             now=now,
             window=window,
         )
-        if machine.outbox.pending_bytes > FLUSH_BYTES:
-            # A burst of large bodies leaves at once: the bound is for what the socket does not take.
-            pump.flush(now)
+        if machine.full:
+            # A burst leaves as it comes: the far side begins while we go on.
+            pump.flush_full()
         return call
 
     def cancel(self, call: Pending) -> None:
@@ -339,9 +339,11 @@ class MeshInstance(InstanceConnection):
             if sign is Sign.ARRIVED:
                 delivery = job.runner = MeshDelivery(job, self)
                 delivery.worker = self._workers.start(delivery)
+                if job.machine.full:
+                    self._links[job.machine].flush_full()
             else:
                 self._act(sign, job)
-            if monotonic() > flush_at and signs:
+            if signs and monotonic() > flush_at:
                 # What is finished leaves, and the rest of the hub gets its turn, before the next begins.
                 return True
         if self.is_registered:
@@ -367,22 +369,18 @@ class MeshInstance(InstanceConnection):
 
     def _serve(self, delivery: MeshDelivery) -> bool:
         """Run the handler, and see to the one FINAL whatever it does. Runs in the worker's greenlet."""
-        try:
-            return self._handle(delivery)
-        finally:
-            # Or the two would keep each other, and the envelope, until garbage is collected.
-            delivery.job.runner = None
-
-    def _handle(self, delivery: MeshDelivery) -> bool:
         job = delivery.job
         handler = self._handler
         assert handler is not None
-        if job.deadline <= monotonic():
-            self._fail(delivery, status.DEADLINE_PASSED, "deadline passed before the handler ran")
-            return True
-        deadlines.current.set(job.deadline)
         try:
+            if job.deadline <= monotonic():
+                self._fail(delivery, status.DEADLINE_PASSED, "deadline passed before the handler ran")
+                return True
+            deadlines.current.set(job.deadline)
             has_failed = handler(delivery) is False
+            if not job.is_over:
+                self._fail(delivery, status.SERVER_ERROR, "the handler sent no reply")
+            return not has_failed
         except Stopped as stopped:
             self._fail(delivery, stopped.status, stopped.message)
             return False
@@ -391,9 +389,9 @@ class MeshInstance(InstanceConnection):
             # end the process, and the request would never be answered.
             self._fail(delivery, status.SERVER_ERROR, f"{type(error).__name__}: {error}")
             return False
-        if not job.is_over:
-            self._fail(delivery, status.SERVER_ERROR, "the handler sent no reply")
-        return not has_failed
+        finally:
+            # Or the two would keep each other, and the envelope, until garbage is collected.
+            job.runner = None
 
     def _fail(self, delivery: MeshDelivery, code: int, message: str) -> None:
         if not delivery.job.is_over:

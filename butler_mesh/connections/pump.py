@@ -113,6 +113,8 @@ class Pump:
         logger: str = "butler_mesh",
     ) -> None:
         self.machine = machine
+        # Outboxes with a whole message; a machine that fills none has no such list.
+        self._full: list[Outbox] = getattr(machine, "full", [])
         self._after = after
         self._clock = clock
         self._log = logging.getLogger(logger)
@@ -224,14 +226,17 @@ class Pump:
             for outbox in batch:
                 outbox.is_dirty = False
                 outbox.seal(stamp)
-                try:
-                    self._send(outbox)
-                except Exception:
-                    # A bug, or a frame that is none: it must cost neither this peer its other messages
-                    # nor the other peers theirs.
-                    self._log.exception("send-failed")
-                    outbox.sent()
-                    self._congested.add(outbox)
+                self._send_guarded(outbox)
+        self._full.clear()
+
+    def flush_full(self) -> None:
+        """Send the messages that are full, while the turn goes on: processes that wait for each other's
+        whole turns leave every other core idle."""
+        full = self._full
+        while full:
+            outbox = full.pop()
+            outbox.seal_full(self._written_at)
+            self._send_guarded(outbox)
 
     def close(self, linger_s: float = 0.0) -> None:
         """Send what can be sent, close the ports, stop the timer."""
@@ -292,6 +297,8 @@ class Pump:
                     # A bug; it must not cost others the turn.
                     self.machine.counters.add("faults")
                     self._log.exception("receive-failed")
+                if self._full:
+                    self.flush_full()
                 n += 1
                 if message[2] or len(message[1]) > HEAVY_BYTES:
                     size += sum(map(len, message[2]))
@@ -305,6 +312,16 @@ class Pump:
     def _read_out(self, port: Port, now: float) -> None:
         while port.look() and (message := port.receive()) is not None:
             self.machine.receive(port.door, *message, now)
+
+    def _send_guarded(self, outbox: Outbox) -> None:
+        try:
+            self._send(outbox)
+        except Exception:
+            # A bug, or a frame that is none: it must cost neither this peer its other messages
+            # nor the other peers theirs.
+            self._log.exception("send-failed")
+            outbox.sent()
+            self._congested.add(outbox)
 
     def _send(self, outbox: Outbox) -> None:
         port = self._ports.get(outbox.door)

@@ -110,7 +110,7 @@ class ClientProtocol(Member):
             call = Pending(id_, flags, head + envelope, None, deadline, on_reply, self)
         if len(target) > mesh.MAX_TARGET_BYTES:
             self._answer(call, status.BAD_REQUEST, f"the target is over {mesh.MAX_TARGET_BYTES} bytes")
-        elif len(envelope) > self.max_body_bytes:
+        elif self.phase is Phase.PRESENT and len(envelope) > self.max_body_bytes:
             self._answer(call, status.TOO_LARGE, f"the body is over {self.max_body_bytes} bytes")
         elif deadline <= now:
             self._answer(call, status.DEADLINE_PASSED, "deadline passed before the request was sent")
@@ -227,6 +227,12 @@ class ClientProtocol(Member):
                 self._answer(call, status.INSTANCE_LOST, f"the router was lost: {reason}")
 
     def _send(self, call: Pending, now: float) -> None:
+        if call.envelope is not None and len(call.envelope) > self.max_body_bytes:
+            # It waited for a router, and only one that has welcomed us has told what it takes. It would cut
+            # the connection, and every other call with it.
+            self._settle(call)
+            self._answer(call, status.TOO_LARGE, f"the body is over {self.max_body_bytes} bytes")
+            return
         left = 0 if call.deadline == NEVER else mesh.remaining_ms(call.deadline, now)
         call.was_sent = True
         call.tries += 1

@@ -68,6 +68,8 @@ class Directory:
 
     def release(self, pool: ServicePool) -> None:
         """Give up the paths that none of a service's instances claims any more."""
+        if not pool.paths:
+            return
         claimed = {path for instance in pool.instances for path in instance.paths}
         for path in pool.paths - claimed:
             pool.paths.discard(path)
@@ -77,6 +79,8 @@ class Directory:
     def inherit(self, heir: ServicePool) -> list[Call]:
         """Return the requests that came for the heir's paths before it did, now in its name."""
         calls: list[Call] = []
+        if not heir.paths:
+            return calls
         # All that are only asked for, so this is to be quick: somebody may make up ten thousand names.
         orphans = [
             name

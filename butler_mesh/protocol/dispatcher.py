@@ -72,7 +72,7 @@ class Dispatcher:
 
     def request(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a REQUEST; ``sent_at`` is when its remaining time began to run."""
-        if client.outbox.is_full:
+        if client.outbox.has_waited and client.outbox.is_full:
             self.cut(client)  # it reads neither replies nor refusals
             return
         _, flags, id_, remaining_ms, payload, envelope = record
@@ -128,18 +128,11 @@ class Dispatcher:
             self.counters.add("expired.on_arrival")
             client.refuse(id_, mesh.pack_failure(status.DEADLINE_PASSED, "deadline passed on the way"))
             return
-        if self._is_full(pool):
-            # What this turn has read was not matched yet: only what nobody is free for fills the queue.
-            self.dispatch(now)
-        if self._is_full(pool):
-            self.counters.add("refused.queue_full")
-            # One client that floods must not cost the others their place.
-            other = pool.queue.surplus(client)
-            if other is None or self.queued_bytes > MAX_QUEUED_BYTES:
-                client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S))
-                return
-            self._unqueue(other)
-            self._fail(other, status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S)
+        # Nobody waits and somebody is free, as nearly always: no queue. Else fairness between clients asks
+        # for the whole of the turn's input, and the matching is done when that is read.
+        is_matched = bool(pool.rotation) and not pool.is_due and not pool.rotation[0].outbox.has_waited
+        if not is_matched and not self._make_room(pool, client, id_, now):
+            return
         call = Call(client, id_, flags, deadline, payload, envelope, pool)
         if deadline != NEVER:
             call.slot = self.wheel.add(call, deadline)
@@ -147,7 +140,10 @@ class Dispatcher:
                 call.patience_s = deadline - now
         if not flags & ONE_WAY:
             client.calls[id_] = call
-        self._enqueue(call)
+        if is_matched:
+            self._assign(call, now)
+        else:
+            self._enqueue(call)
 
     def cancel(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a CANCEL: the client has given up and wants no answer."""
@@ -206,7 +202,7 @@ class Dispatcher:
         self._settle(call)
         if not call.flags & ONE_WAY or code in status.REFUSALS:
             client.reply(call, kind, flags, payload, envelope)
-            if client.outbox.is_full:
+            if client.outbox.has_waited and client.outbox.is_full:
                 self.cut(client)
 
     def partial(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
@@ -254,8 +250,7 @@ class Dispatcher:
         change = min(change, MAX_CREDIT - instance.credit)
         instance.credit += change
         instance.free += change
-        self._rotate_in(instance)
-        self._rotate_out(instance)
+        self._rotate(instance)
 
     def enlist(self, instance: InstancePeer, name: bytes, paths: list[bytes], now: float) -> str:
         """Put an instance into the pool of its service; return why not, or ''."""
@@ -271,7 +266,7 @@ class Dispatcher:
             if call.client is not None:
                 pool.queue.push(call.client, call)
                 pool.queued_bytes += call.size
-        self._rotate_in(instance)
+        self._rotate(instance)
         return ""
 
     def lose(self, instance: InstancePeer, now: float, unstarted: Collection[int] = ()) -> None:
@@ -282,7 +277,7 @@ class Dispatcher:
         if pool is None:
             return
         instance.free = 0
-        self._rotate_out(instance)
+        self._rotate(instance)
         instance.pool = None
         self._congested.discard(instance)
         pool.instances.discard(instance)
@@ -311,8 +306,7 @@ class Dispatcher:
         """Note an instance's health: a blocked one gets nothing new and keeps what it has."""
         if state is not instance.state:
             instance.state = state
-            self._rotate_in(instance)
-            self._rotate_out(instance)
+            self._rotate(instance)
 
     # --- turns and time -----------------------------------------------------------------------
 
@@ -322,11 +316,11 @@ class Dispatcher:
         for pool in due:
             pool.is_due = False
             queue, rotation = pool.queue, pool.rotation
-            while rotation and len(queue):
+            while rotation and queue.size:
                 instance = rotation[0]
                 if instance.outbox.is_full:
                     self._congested.add(instance)
-                    self._rotate_out(instance, force=True)
+                    self._rotate(instance)
                     continue
                 call = queue.pop()
                 call.is_queued = False
@@ -335,18 +329,7 @@ class Dispatcher:
                 if call.deadline <= now:
                     self._expire(call)
                     continue
-                self._token += 1
-                call.token = self._token
-                call.instance = instance
-                instance.calls[self._token] = call
-                left = 0 if call.slot is None else mesh.remaining_ms(call.deadline, now)
-                instance.request(call, left)
-                instance.free -= 1
-                if instance.free <= 0:
-                    rotation.popleft()
-                    instance.in_rotation = False
-                elif len(rotation) > 1:
-                    rotation.rotate(-1)
+                self._assign(call, now)
 
     def expire(self, now: float) -> None:
         """Answer 504 (503 where no instance ever came) to every call whose deadline has passed."""
@@ -359,7 +342,7 @@ class Dispatcher:
         for instance in list(self._congested):
             if instance.outbox.pending_bytes <= MAX_OUTBOX_BYTES // 2:
                 self._congested.discard(instance)
-                self._rotate_in(instance)
+                self._rotate(instance)
         self.directory.tidy(now)
 
     def has_work(self) -> bool:
@@ -393,6 +376,37 @@ class Dispatcher:
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "too many services", RETRY_AFTER_S))
         return pool
 
+    def _assign(self, call: Call, now: float) -> None:
+        """Send a call to the instance whose turn it is."""
+        rotation = call.pool.rotation
+        instance = call.instance = rotation[0]
+        token = call.token = self._token = self._token + 1
+        instance.calls[token] = call
+        instance.request(call, 0 if call.slot is None else mesh.remaining_ms(call.deadline, now))
+        instance.free -= 1
+        if instance.free <= 0:
+            rotation.popleft()
+            instance.in_rotation = False
+        elif len(rotation) > 1:
+            rotation.rotate(-1)
+
+    def _make_room(self, pool: ServicePool, client: ClientPeer, id_: int, now: float) -> bool:
+        """Tell whether the pool's queue takes one more; the client's request is refused where not."""
+        if self._is_full(pool):
+            # What this turn has read was not matched yet: only what nobody is free for fills the queue.
+            self.dispatch(now)
+        if not self._is_full(pool):
+            return True
+        self.counters.add("refused.queue_full")
+        # One client that floods must not cost the others their place.
+        other = pool.queue.surplus(client)
+        if other is None or self.queued_bytes > MAX_QUEUED_BYTES:
+            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S))
+            return False
+        self._unqueue(other)
+        self._fail(other, status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S)
+        return True
+
     def _is_full(self, pool: ServicePool) -> bool:
         if len(pool.queue) >= self.queue_limit:
             return True
@@ -424,33 +438,21 @@ class Dispatcher:
             call.pool.queued_bytes -= call.size
 
     def _mark_due(self, pool: ServicePool) -> None:
-        if len(pool.queue) and not pool.is_due:
+        if not pool.is_due and pool.queue.size:
             pool.is_due = True
             self._due.append(pool)
 
     def _refund(self, instance: InstancePeer) -> None:
         instance.free += 1
         if not instance.in_rotation:
-            self._rotate_in(instance)
-        elif instance.pool is not None and len(instance.pool.queue):
+            self._rotate(instance)
+        elif instance.pool is not None and instance.pool.queue.size:
             self._mark_due(instance.pool)
 
-    def _rotate_in(self, instance: InstancePeer) -> None:
-        pool = instance.pool
-        if pool is None or instance in self._congested:
-            return
-        if not instance.in_rotation and instance.free > 0 and instance.state is State.READY:
-            instance.in_rotation = True
-            pool.rotation.append(instance)
-        self._mark_due(pool)
-
-    def _rotate_out(self, instance: InstancePeer, *, force: bool = False) -> None:
-        if not instance.in_rotation:
-            return
-        if force or instance.free <= 0 or instance.state is not State.READY:
-            instance.in_rotation = False
-            if instance.pool is not None:
-                instance.pool.rotation.remove(instance)
+    def _rotate(self, instance: InstancePeer) -> None:
+        if instance.pool is not None:
+            instance.pool.rotate(instance, is_congested=instance in self._congested)
+            self._mark_due(instance.pool)
 
     def _renew(self, call: Call, now: float) -> None:
         if call.slot is not None:

@@ -88,7 +88,8 @@ class Intake:
         """A handler has ended: routers that were told to wait may send one more."""
         self.running -= 1
         for machine in self.machines:
-            machine.top_up()
+            if machine.owed > 0:
+                machine.top_up()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class InstanceProtocol(Member):
         self._wheel: Wheel[Job] = Wheel()
         # Credit the router does not have although it was announced or would have been: RETURNed
         # requests, and handlers of an earlier registration that still ran at READY.
-        self._owed = 0
+        self.owed = 0
         self.acts[mesh.READY] = self._ready
         self.acts[mesh.REQUEST] = self._request
         self.acts[mesh.CANCEL] = self._cancel
@@ -148,7 +149,12 @@ class InstanceProtocol(Member):
             raise UsageError(f"a reply of {len(envelope)} bytes is over the maximum of {self.max_body_bytes}")
         is_current = job.session == self.session and self.is_registered
         if final:
-            self._end(job)
+            job.is_over = True
+            if job.slot is not None:
+                job.slot.discard(job)
+                job.slot = None
+            if self.jobs.get(job.token) is job:
+                del self.jobs[job.token]
         elif job.flags & STREAM and job.window != mesh.UNBOUNDED_WINDOW:
             job.window -= 1
         if not is_current:
@@ -167,9 +173,9 @@ class InstanceProtocol(Member):
     def top_up(self) -> None:
         """Give the router the credit it is owed, but for what runs for others: the places of its own
         jobs come back to it with their FINALs."""
-        room = self._owed - (self.intake.running - len(self.jobs))
+        room = self.owed - (self.intake.running - len(self.jobs))
         if room > 0 and self.is_registered and not self.intake.is_closed:
-            self._owed -= room
+            self.owed -= room
             self.outbox.add(mesh.CREDIT, payload=mesh.pack_credit(room))
 
     def stop_intake(self) -> None:
@@ -206,7 +212,7 @@ class InstanceProtocol(Member):
         self.session += 1
         identity, intake = self.identity, self.intake
         free = 0 if intake.is_closed else max(0, intake.limit - intake.running)
-        self._owed = intake.limit - free
+        self.owed = intake.limit - free
         ready: dict[str, Any] = {
             "wid": identity.wid,
             "epoch": self.epoch,
@@ -243,7 +249,7 @@ class InstanceProtocol(Member):
             return
         intake = self.intake
         if intake.is_closed or intake.running >= intake.limit:
-            self._owed += 1
+            self.owed += 1
             self.counters.add("returned")
             self.outbox.add(RETURN, 0, token)
             return
@@ -278,11 +284,3 @@ class InstanceProtocol(Member):
             self._wheel.remove(job, job.slot)
             job.deadline = now + job.patience_s
             job.slot = self._wheel.add(job, job.deadline)
-
-    def _end(self, job: Job) -> None:
-        job.is_over = True
-        if job.slot is not None:
-            job.slot.discard(job)
-            job.slot = None
-        if self.jobs.get(job.token) is job:
-            del self.jobs[job.token]

@@ -46,7 +46,8 @@ class Member:
         self.dirty: list[Outbox] = []
         # One line each for the log; the pump writes and clears them.
         self.notes: list[str] = []
-        self.outbox = Outbox(self.dirty)
+        self.full: list[Outbox] = []
+        self.outbox = Outbox(self.dirty, full=self.full)
         self.router_id = ""
         self.router_epoch = ""
         self.nonce = ""

@@ -22,6 +22,7 @@ Everything one loop turn produced for a peer leaves as one message: the cost of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from struct import Struct
 from struct import error as StructError
 from typing import Any, NamedTuple, Protocol
@@ -297,7 +298,7 @@ def pack_failure(status: int, message: str, retry_after_s: float | None = None) 
 
 def remaining_ms(deadline: float, now: float) -> int:
     """Return the milliseconds left, rounded up; 0 or less when it has passed."""
-    left = -int((now - deadline) * 1000 // 1)
+    left = ceil((deadline - now) * 1000)
     return left if left < MAX_REMAINING_MS else MAX_REMAINING_MS
 
 

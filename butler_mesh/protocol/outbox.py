@@ -25,6 +25,8 @@ MESSAGE_BYTES, FRAME_BYTES = 100, 50
 
 Message = Sequence[Frame]
 
+_FULL = 2 * MAX_BATCH_RECORDS
+
 
 class Outbox:
     """Records in, ZeroMQ messages out. The machine writes, the pump sends ``messages`` in order."""
@@ -32,8 +34,8 @@ class Outbox:
     __slots__ = (
         "_attachments",
         "_dirty",
+        "_full",
         "_pieces",
-        "_records",
         "_size",
         "_unsealed",
         "door",
@@ -46,7 +48,13 @@ class Outbox:
     )
 
     def __init__(
-        self, dirty: list[Outbox], door: object = None, routing_id: bytes = b"", *, is_parting: bool = False
+        self,
+        dirty: list[Outbox],
+        door: object = None,
+        routing_id: bytes = b"",
+        *,
+        is_parting: bool = False,
+        full: list[Outbox] | None = None,
     ) -> None:
         # The pump's way back: which of its ports, and whom behind it (b'' where there is just one).
         self.door = door
@@ -59,13 +67,14 @@ class Outbox:
         self.messages: deque[tuple[int, Message]] = deque()
         # The machine's list of outboxes to look at when the turn ends; this one is in it at most once.
         self._dirty = dirty
+        # The same, of those that have filled a message: no need to wait for the rest of the turn.
+        self._full = full
         self.is_dirty = False
         # Whether some of it was here already when it was last sent from: the transport did not take it.
         self.has_waited = False
         # The message being filled: place for the header, then header and payload of each record.
         self._pieces: list[bytes] = [b""]
         self._attachments: list[Frame] = []
-        self._records = 0
         self._size = 0
         # Filled messages that still lack their stamp: all of one turn get the same.
         self._unsealed: list[tuple[list[bytes], list[Frame]]] = []
@@ -88,15 +97,18 @@ class Outbox:
             flags |= ATTACHED
             self._attachments.append(envelope)
             self.pending_bytes += len(envelope)
+            # A message is closed at 1 MiB of them: high-water marks count messages, whatever is in them, and
+            # what is small is not to wait for all the large ones beside it.
+            self._size += len(envelope) // 32
         size = len(payload)
         pieces = self._pieces
-        pieces.append(pack_record(size, kind, flags, id_, remaining_ms))
-        pieces.append(payload)
+        pieces += pack_record(size, kind, flags, id_, remaining_ms), payload
         size += RECORD_SIZE
         self.pending_bytes += size
         self._size += size
-        self._records += 1
-        if self._records >= MAX_BATCH_RECORDS or self._size >= MAX_BATCH_BYTES:
+        if len(pieces) > _FULL or self._size >= MAX_BATCH_BYTES:
+            if self._full is not None and not self._unsealed:
+                self._full.append(self)
             self._close()
 
     def put(self, frames: Sequence[Frame]) -> None:
@@ -111,8 +123,12 @@ class Outbox:
 
     def seal(self, now: float) -> None:
         """Turn what was added into messages stamped with the turn's time; the turn calls it once."""
-        if self._records:
+        if self._size:
             self._close()
+        self.seal_full(now)
+
+    def seal_full(self, now: float) -> None:
+        """Turn what is full into messages; records of a message that is being filled stay."""
         if self._unsealed:
             header = pack_header(int(now * 1000))
             for pieces, attachments in self._unsealed:
@@ -143,7 +159,7 @@ class Outbox:
         self.messages.clear()
         self._unsealed.clear()
         self._pieces, self._attachments = [b""], []
-        self._records = self._size = self.pending_bytes = 0
+        self._size = self.pending_bytes = 0
 
     @property
     def is_full(self) -> bool:
@@ -154,4 +170,4 @@ class Outbox:
     def _close(self) -> None:
         self._unsealed.append((self._pieces, self._attachments))
         self._pieces, self._attachments = [b""], []
-        self._records = self._size = 0
+        self._size = 0

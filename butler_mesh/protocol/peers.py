@@ -243,6 +243,16 @@ class ServicePool:
         # Whether it stands in the router's list of pools to dispatch when the turn's input is read.
         self.is_due = False
 
+    def rotate(self, instance: InstancePeer, *, is_congested: bool) -> None:
+        """Put an instance into the rotation or take it out, by its credit, its health and its pipe."""
+        fits = instance.free > 0 and instance.state is State.READY and not is_congested
+        if fits is not instance.in_rotation:
+            instance.in_rotation = fits
+            if fits:
+                self.rotation.append(instance)
+            else:
+                self.rotation.remove(instance)
+
     def describe(self) -> dict[str, object]:
         """Return what ``mmi.status`` says of it."""
         return {

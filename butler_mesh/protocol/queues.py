@@ -15,11 +15,11 @@ class FairQueue(Generic[C, T]):
     one. An entry can be discarded from the middle at once, so that timed-out calls leave nothing.
     """
 
-    __slots__ = ("_by_client", "_size")
+    __slots__ = ("_by_client", "size")
 
     def __init__(self) -> None:
         self._by_client: OrderedDict[C, OrderedDict[T, None]] = OrderedDict()
-        self._size = 0
+        self.size = 0
 
     def push(self, client: C, entry: T) -> None:
         """Append to the client's own queue."""
@@ -27,7 +27,7 @@ class FairQueue(Generic[C, T]):
         if entries is None:
             entries = self._by_client[client] = OrderedDict()
         entries[entry] = None
-        self._size += 1
+        self.size += 1
 
     def push_front(self, client: C, entry: T) -> None:
         """Put back what was taken out: it is the next of all."""
@@ -37,7 +37,7 @@ class FairQueue(Generic[C, T]):
 
     def pop(self) -> T:
         """Take the oldest entry of the client whose turn it is; IndexError when empty."""
-        if not self._size:
+        if not self.size:
             raise IndexError("pop from an empty queue")
         client = next(iter(self._by_client))
         entries = self._by_client[client]
@@ -46,7 +46,7 @@ class FairQueue(Generic[C, T]):
             self._by_client.move_to_end(client)
         else:
             del self._by_client[client]
-        self._size -= 1
+        self.size -= 1
         return entry
 
     def discard(self, client: C, entry: T) -> bool:
@@ -57,7 +57,7 @@ class FairQueue(Generic[C, T]):
         del entries[entry]
         if not entries:
             del self._by_client[client]
-        self._size -= 1
+        self.size -= 1
         return True
 
     def surplus(self, client: C) -> T | None:
@@ -65,13 +65,13 @@ class FairQueue(Generic[C, T]):
         newest of whoever has the most. None when the client would then have more than they."""
         own = self._by_client.get(client)
         mine = 0 if own is None else len(own)
-        if mine * (len(self._by_client) + (own is None)) >= self._size:
+        if mine * (len(self._by_client) + (own is None)) >= self.size:
             return None  # it has an equal share or more; a flood is to be told so without a search
         most = max(self._by_client.values(), key=len)
         return next(reversed(most)) if len(most) > mine + 1 else None
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def __iter__(self) -> Iterator[T]:
         """Every entry, client by client; for moving a queue, not for serving it."""

@@ -41,9 +41,11 @@ class Wheel(Generic[T]):
         if slot is None:
             slot = self._buckets[number] = set()
             heappush(self._order, number)
+            slot.add(entry)
+            if len(self._order) > self._sweep_over:
+                self._sweep()
+            return slot
         slot.add(entry)
-        if len(self._order) > self._sweep_over:
-            self._sweep()
         return slot
 
     @staticmethod

@@ -10,6 +10,7 @@ import pytest
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.pump import RETRY_FULL_S, TURN_BYTES, TURN_MESSAGES, Pump, Sent
 from butler_mesh.protocol import mesh
+from butler_mesh.protocol.outbox import Outbox
 from tests.connections.fakes import FakeMachine, FakePort, Log
 from tests.waiting import wait_for
 
@@ -493,6 +494,32 @@ def test_records_of_a_burst_leave_as_one_message(rig: Rig) -> None:
         outbox.add(mesh.REQUEST, 0, n)
     rig.rest()
     assert rig.port.stamps() == [ms(now)]
+
+
+def test_a_message_that_is_full_leaves_before_the_turn_ends_and_in_its_place() -> None:
+    log = Log()
+    port, machine = FakePort(log), FakeMachine(log)
+    full: list[Outbox] = []
+    machine.full = full  # type: ignore[attr-defined]
+    outbox = Outbox(machine.dirty, "door", b"id", full=full)
+    left: list[int] = []
+
+    def answer(frame: bytes) -> None:
+        left.append(len(port.sent))
+        for id_ in range(40):
+            outbox.add(mesh.FINAL, 0, 40 * len(left) + id_)
+
+    machine.on_receive = answer
+    pump = Pump(machine)
+    port.arrive(b"one", b"two")
+    pump.attach(port)
+    for _ in range(10):
+        gevent.sleep(0)
+    assert left == [0, 1]
+    assert [len(mesh.parse(frame)[1]) for _, frame in port.sent] == [32, 32, 16]
+    assert port.records() == list(range(40, 120))
+    assert not full
+    pump.close()
 
 
 # --- the end ------------------------------------------------------------------------------------

@@ -69,6 +69,27 @@ def test_attachments_do_not_count_for_the_cap_of_a_message(outbox: Outbox) -> No
     assert sizes(outbox) == [3]
 
 
+def test_a_message_is_closed_at_1_MiB_of_attachments(outbox: Outbox) -> None:
+    for _ in range(4):
+        outbox.add(FINAL, payload=b"\xc8\x00", envelope=bytes(600_000))
+    outbox.add(FINAL)
+    outbox.seal(1.0)
+    assert sizes(outbox) == [2, 2, 1]
+
+
+def test_an_outbox_that_has_filled_a_message_says_so_once_and_keeps_what_it_is_filling() -> None:
+    dirty: list[Outbox] = []
+    full: list[Outbox] = []
+    outbox = Outbox(dirty, full=full)
+    for id_ in range(2 * mesh.MAX_BATCH_RECORDS + 1):
+        assert full == ([outbox] if id_ >= mesh.MAX_BATCH_RECORDS else [])
+        outbox.add(FINAL, 0, id_)
+    outbox.seal_full(1.0)
+    assert sizes(outbox) == [mesh.MAX_BATCH_RECORDS] * 2
+    outbox.seal(2.0)
+    assert sizes(outbox) == [mesh.MAX_BATCH_RECORDS] * 2 + [1]
+
+
 def test_records_stay_in_order_across_messages(outbox: Outbox) -> None:
     for id_ in range(100):
         outbox.add(FINAL, 0, id_)

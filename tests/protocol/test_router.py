@@ -13,7 +13,7 @@ from butler_mesh.protocol import mesh
 from butler_mesh.protocol.liveness import BLOCKED_AFTER_S, DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, State
 from butler_mesh.protocol.mesh import ONE_WAY, STREAM
 from butler_mesh.protocol.peers import Door
-from butler_mesh.protocol.router import MAX_PATHS, PROBE_AGAIN_S, RouterProtocol
+from butler_mesh.protocol.router import MAX_PATHS, PROBE_AGAIN_S, PROBE_S, RouterProtocol
 from butler_mesh.signing import ready_fields, sign
 from tests.protocol.net import Net, Raw, Worker, ready_object, reply, request
 from tests.protocol.strange import conversations, play
@@ -729,6 +729,34 @@ def test_of_two_that_leave_within_10_ms_the_second_is_probed_for_10_ms_later_too
     net.drop(second, is_noticed=False)
     net.advance(0.4 * PROBE_AGAIN_S)
     assert not net.router.instances
+
+
+def test_many_that_come_and_go_have_all_peers_probed_for_a_tenth_of_the_time_at_most() -> None:
+    net = Net()
+    for _ in range(400):
+        net.caller()
+    caller, worker, other = net.caller(), net.worker(), net.worker()
+    asked = caller.ask("svc")
+    rounds = 0
+
+    def probe(door: Door) -> None:
+        nonlocal rounds
+        rounds += 1
+        probe_all(door)
+
+    probe_all, net.router._probe = net.router._probe, probe  # type: ignore[method-assign]
+    pause_s = PROBE_S * len(net.both.peers)
+    until = net.now + 0.9  # no heartbeat before that
+    while net.now < until:
+        net.router.connection_lost(net.both, net.now)
+        net.advance(0.005)
+    assert 4 <= rounds <= 2 + 0.9 / pause_s
+    # Whoever left in the midst of it is found all the same.
+    net.router.connection_lost(net.both, net.now)
+    net.drop(worker, is_noticed=False)
+    net.advance(2 * pause_s)
+    assert asked.code == 502
+    assert list(net.router.instances) == [other.wid]
 
 
 def test_a_half_open_connection_that_nobody_told_of_is_found_within_a_heartbeat() -> None:
