@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import click
 
 from butler_mesh.cli.terminal import Refusal, log_level_option, log_to_stderr
@@ -36,9 +38,19 @@ BACKEND = "tcp://127.0.0.1:5556"
     metavar="URL",
     help="Listen here for both; loopback and ipc only.",
 )
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Answer 413 to larger bodies.  [default: 16 MiB]",
+)
 @log_level_option
 def router(
-    frontends: tuple[str, ...], backends: tuple[str, ...], binds: tuple[str, ...], log_level: str
+    frontends: tuple[str, ...],
+    backends: tuple[str, ...],
+    binds: tuple[str, ...],
+    max_body_bytes: int | None,
+    log_level: str,
 ) -> None:
     """Run a router: it matches the requests of clients to the instances of services.
 
@@ -57,7 +69,10 @@ def router(
 
     log_to_stderr(log_level)
     needs_defaults = not binds or bool(frontends or backends)
-    made = Router()
+    # Each connection takes a descriptor; the usual soft limit of 1 024 is there for programs that use select.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    made = Router() if max_body_bytes is None else Router(max_body_bytes=max_body_bytes)
     try:
         for url in frontends or (FRONTEND,) * needs_defaults:
             made.frontend.bind(url)

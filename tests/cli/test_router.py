@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -145,3 +146,20 @@ def test_the_log_level_says_how_much_it_tells(tmp_path: Path) -> None:
         program.send(signal.SIGTERM)
         assert program.ends() == 0
         assert program.stderr == ""
+
+
+def test_bodies_over_a_limit_of_ones_own_are_refused_and_the_next_call_is_answered() -> None:
+    with mesh("router", "--bind", ANY, "--max-body-bytes", "200000") as program:
+        (endpoint,) = bound(program)
+        with Service(endpoint, "svc", grace=0.05) as service, Client(endpoint) as client:
+            service.register_function(len, "size")
+            assert service.wait_until_registered(10.0)
+            assert client.request("svc", "/size", body=b"x" * 300_000).status_code == 413
+            assert client.request("svc", "/size", body=b"x" * 100_000).body == 100_000
+
+
+def test_it_may_have_as_many_connections_as_the_system_allows() -> None:
+    with mesh("router", "--bind", ANY) as program:
+        bound(program)
+        soft, hard = resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard
