@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench fuzz
+.PHONY: help demo test lint budget scale compare bench large fuzz
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT changes the port)
 	@$(BIN)/python demos/run.py
@@ -21,8 +21,20 @@ lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## calls a second, latency and CPU per call
-	$(BIN)/python -m benchmarks $(ARGS)
+compare: $(INSTALLED)  ## calls a second, latency and CPU of ourselves and others (QUICK=1: in three minutes)
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+bench: $(INSTALLED)  ## the same of our own forms alone
+	$(BIN)/python -m benchmarks.compare --only butler_mesh $(ARGS)
+
+budget: $(INSTALLED)  ## instructions per call, held to what was recorded (needs valgrind)
+	$(BIN)/python -m benchmarks.budget $(ARGS)
+
+scale: $(INSTALLED)  ## the router among thousands (needs valgrind; ARGS=--processes: real sockets instead)
+	$(BIN)/python -m benchmarks.scale $(ARGS)
+
+large: $(INSTALLED)  ## bodies of 1 and 50 MB: MB/s, CPU, and what small calls feel of them
+	$(BIN)/python -m benchmarks.large $(ARGS)
 
 fuzz: $(INSTALLED)  ## the property tests, with many more examples than "make test" tries
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m hypothesis $(ARGS)

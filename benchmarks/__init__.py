@@ -1,1 +1,1 @@
-"""What a call costs: ``make bench``."""
+"""What a call costs, here and elsewhere: ``make compare``."""
