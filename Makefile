@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint budget scale compare bench large fuzz
+.PHONY: help demo test lint budget scale compare bench routers large fuzz
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ budget: $(INSTALLED)  ## instructions per call, held to what was recorded (needs
 
 scale: $(INSTALLED)  ## the router among thousands (needs valgrind; ARGS=--processes: real sockets instead)
 	$(BIN)/python -m benchmarks.scale $(ARGS)
+
+routers: $(INSTALLED)  ## one and two routers behind one list of endpoints
+	$(BIN)/python -m benchmarks.routers $(ARGS)
 
 large: $(INSTALLED)  ## bodies of 1 and 50 MB: MB/s, CPU, and what small calls feel of them
 	$(BIN)/python -m benchmarks.large $(ARGS)

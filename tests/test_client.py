@@ -771,3 +771,15 @@ def test_a_client_that_becomes_persistent_in_mid_call_keeps_its_connection(mesh:
     assert call.get(timeout=5.0).status_code == 200
     client.persistent = True
     assert client.request("svc", "/one").body == 1
+
+
+def test_clients_spread_over_the_routers_of_an_address() -> None:
+    routers = [Router() for _ in range(3)]
+    address = [router.bind("tcp://127.0.0.1:*") for router in routers]
+    drawn = set()
+    for _ in range(60):  # one time in 10^10 they all miss one of three
+        with Client(address) as client:
+            drawn.add(client.request("mmi.status").body["router"])
+    assert drawn == {router.node.machine.router_id for router in routers}
+    for router in routers:
+        router.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -28,7 +29,9 @@ def connect_client(
     if isinstance(target, RouterNode):
         connection: ClientConnection = MeshClient([target.dial], **options)
     else:
-        connection = _engine(target).client(target.endpoints, **options)
+        # Each client has its own favourite: so several routers share the work, and each is another's reserve.
+        endpoints = random.sample(target.endpoints, k=len(target.endpoints))
+        connection = _engine(target).client(endpoints, **options)
     return connection if seal is None else SealedClient(connection, seal)
 
 
