@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from butler_mesh import codec
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.liveness import BLOCKED_AFTER_S, DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, State
 from butler_mesh.protocol.mesh import ONE_WAY, STREAM
-from butler_mesh.protocol.peers import Door
-from butler_mesh.protocol.router import MAX_PATHS, PROBE_AGAIN_S, PROBE_S, RouterProtocol
+from butler_mesh.protocol.peers import Door, Peer
+from butler_mesh.protocol.router import BEAT_PEERS, MAX_PATHS, PROBE_AGAIN_S, PROBE_S, RouterProtocol
 from butler_mesh.signing import ready_fields, sign
 from tests.protocol.net import Net, Raw, Worker, ready_object, reply, request
 from tests.protocol.strange import conversations, play
@@ -757,6 +758,21 @@ def test_many_that_come_and_go_have_all_peers_probed_for_a_tenth_of_the_time_at_
     net.advance(2 * pause_s)
     assert asked.code == 502
     assert list(net.router.instances) == [other.wid]
+
+
+def test_each_of_many_peers_is_sent_a_sign_of_life_once_an_interval_and_never_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    for _ in range(3 * BEAT_PEERS):
+        net.caller()
+    beats: dict[Peer, list[float]] = {}
+    monkeypatch.setattr(Peer, "heartbeat", lambda peer: beats.setdefault(peer, []).append(net.now))
+    net.advance(4 * HEARTBEAT_INTERVAL_S)
+    assert len(beats) == 3 * BEAT_PEERS
+    assert {len(times) for times in beats.values()} <= {3, 4}
+    turns = Counter(time for times in beats.values() for time in times)
+    assert max(turns.values()) <= BEAT_PEERS
 
 
 def test_a_half_open_connection_that_nobody_told_of_is_found_within_a_heartbeat() -> None:
