@@ -84,11 +84,12 @@ def send_response(delivery: Delivery, response: ServiceResponse, *, frames: bool
     caller that takes one reply. What a generator returns at its end is one part more, sent as the last."""
     body = response.body
     if isinstance(body, _VALUES) or not isinstance(body, Iterator):
-        if delivery.flags & ONE_WAY and _is_status(response.status_code):
-            # It frees the credit; nobody reads it.
-            delivery.reply(response.status_code, b"{}")
+        code = response.status_code
+        if delivery.flags & ONE_WAY and _is_status(code) and code not in status.REFUSALS:
+            # It frees the credit, and nobody reads it: not even whether it could have been written.
+            delivery.reply(code, b"{}")
             return
-        send_reply(delivery, response.status_code, body, response.status_msg, response.headers)
+        send_reply(delivery, code, body, response.status_msg, response.headers)
     elif delivery.flags & STREAM:
         rest = _Rest(body)
         try:

@@ -37,6 +37,7 @@ FLOORS: dict[str, float] = {
     "protocol.peers": 1.2,
     "protocol.member": 1.2,
     "protocol.directory": 1.3,
+    "protocol.heartbeats": 1.3,
     "protocol.dispatcher": 1.31,
     "protocol.majordomo": 1.4,
     "protocol.router": 2,

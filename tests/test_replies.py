@@ -63,6 +63,12 @@ def test_what_a_handler_returns_to_a_one_way_request_is_not_even_encoded() -> No
     assert (delivery.only.status_code, delivery.only.body) == (201, None)
 
 
+def test_but_a_refusal_keeps_its_words() -> None:
+    delivery = Recorder(flags=ONE_WAY)
+    assert answer(delivery, lambda request: ServiceResponse(503, "the disk is full"))
+    assert (delivery.only.status_code, delivery.only.status_msg) == (503, "the disk is full")
+
+
 def test_a_handler_finds_what_was_sent_and_where_it_came_from() -> None:
     delivery = Recorder(ServiceRequest("/a", "get", {"x": 1}))
     seen: list[ServiceRequest] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import suppress
 
 import click
 
@@ -71,7 +72,8 @@ def router(
     needs_defaults = not binds or bool(frontends or backends)
     # Each connection takes a descriptor; the usual soft limit of 1 024 is there for programs that use select.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(ValueError, OSError):  # where "unlimited" is what it says and not what it takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     made = Router() if max_body_bytes is None else Router(max_body_bytes=max_body_bytes)
     try:
         for url in frontends or (FRONTEND,) * needs_defaults:

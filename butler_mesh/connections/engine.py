@@ -36,7 +36,7 @@ from butler_mesh.protocol.instance import CREDIT, Identity, InstanceProtocol, In
 from butler_mesh.protocol.member import Phase
 
 FLUSH_BYTES = 1024 * 1024
-"""Unsent requests over which a client does not wait for the turn."""
+"""Unsent parts over which a stream's handler waits, where its reader grants no windows."""
 WINDOW_PATIENCE_S = 60.0
 """How long a stream's reader may take nothing: it holds a credit meanwhile."""
 STOP_S = 1.0
@@ -91,9 +91,9 @@ class MeshClient(ClientConnection):
             now=now,
             window=window,
         )
-        if machine.full:
+        if machine.filled:
             # A burst leaves as it comes: the far side begins while we go on.
-            pump.flush_full()
+            pump.flush_filled()
         return call
 
     def cancel(self, call: Pending) -> None:
@@ -339,8 +339,8 @@ class MeshInstance(InstanceConnection):
             if sign is Sign.ARRIVED:
                 delivery = job.runner = MeshDelivery(job, self)
                 delivery.worker = self._workers.start(delivery)
-                if job.machine.full:
-                    self._links[job.machine].flush_full()
+                if job.machine.filled:
+                    self._links[job.machine].flush_filled()
             else:
                 self._act(sign, job)
             if signs and monotonic() > flush_at:

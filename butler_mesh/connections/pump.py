@@ -1,8 +1,9 @@
 """The pump: the one loop between machines and transports, shared by all roles.
 
 A turn reads what has arrived, lets the machine and its owner act, and sends everything that came of it,
-each peer's records as one message. Turns run in the gevent hub: started by a port that became readable,
-by ``arm`` (a send outside a turn), or by the timer. Three rules keep it from ever going deaf:
+each peer's records together in few messages; a message that is full does not wait for the turn's end.
+Turns run in the gevent hub: started by a port that became readable, by ``arm`` (a send outside a turn), or
+by the timer. Three rules keep it from ever going deaf:
 
 * ZeroMQ's descriptor is edge-triggered and a send may swallow the edge: a port is taken off ``is_ready``
   only by a look that found nothing to read, and each port is looked at after the turn's last send to it;
@@ -54,7 +55,9 @@ class Sent(enum.Enum):
 class Machine(Protocol):
     """What the pump asks of a protocol machine."""
 
+    # Outboxes with something to send; and those of them that have filled a message.
     dirty: list[Outbox]
+    filled: list[Outbox]
     notes: list[str]
     counters: Counters
 
@@ -113,8 +116,6 @@ class Pump:
         logger: str = "butler_mesh",
     ) -> None:
         self.machine = machine
-        # Outboxes with a whole message; a machine that fills none has no such list.
-        self._full: list[Outbox] = getattr(machine, "full", [])
         self._after = after
         self._clock = clock
         self._log = logging.getLogger(logger)
@@ -194,6 +195,7 @@ class Pump:
             self.flush(self._written_at)
             if machine.notes:
                 self._tell()
+                again = again or bool(machine.dirty)  # whoever handles the log may have sent something
             for port in self._touched:
                 if port.look():
                     again = True
@@ -227,15 +229,15 @@ class Pump:
                 outbox.is_dirty = False
                 outbox.seal(stamp)
                 self._send_guarded(outbox)
-        self._full.clear()
+        machine.filled.clear()
 
-    def flush_full(self) -> None:
+    def flush_filled(self) -> None:
         """Send the messages that are full, while the turn goes on: processes that wait for each other's
         whole turns leave every other core idle."""
-        full = self._full
-        while full:
-            outbox = full.pop()
-            outbox.seal_full(self._written_at)
+        filled = self.machine.filled
+        while filled:
+            outbox = filled.pop()
+            outbox.seal_filled(self._written_at)
             self._send_guarded(outbox)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -297,8 +299,8 @@ class Pump:
                     # A bug; it must not cost others the turn.
                     self.machine.counters.add("faults")
                     self._log.exception("receive-failed")
-                if self._full:
-                    self.flush_full()
+                if self.machine.filled:
+                    self.flush_filled()
                 n += 1
                 if message[2] or len(message[1]) > HEAVY_BYTES:
                     size += sum(map(len, message[2]))
@@ -319,9 +321,10 @@ class Pump:
         except Exception:
             # A bug, or a frame that is none: it must cost neither this peer its other messages
             # nor the other peers theirs.
-            self._log.exception("send-failed")
             outbox.sent()
             self._congested.add(outbox)
+            # Last, for whoever handles the log may send.
+            self._log.exception("send-failed")
 
     def _send(self, outbox: Outbox) -> None:
         port = self._ports.get(outbox.door)

@@ -6,7 +6,10 @@ from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.peers import Call, ServicePool
 
 MAX_POOLS = 10_000
-"""Services, known or asked for: names that clients make up must not grow the table without end."""
+"""Services that are known. Names that clients make up fill the table no further, and keep none of those
+from its place in it."""
+MAX_PREFIXES = 100_000
+"""Paths of all services together."""
 
 
 class Directory:
@@ -22,6 +25,8 @@ class Directory:
         self._limits = limits
         # No target is searched beyond it: one of 64 KiB of slashes would cost half a second.
         self._longest_prefix = 0
+        # Names of pools that nobody has registered.
+        self._imagined: set[bytes] = set()
 
     def find(self, target: bytes) -> ServicePool | None:
         """Return the pool for a service name, or for a path by its longest registered prefix."""
@@ -41,8 +46,17 @@ class Directory:
         """
         if len(self.pools) >= MAX_POOLS:
             return None
+        self._imagined.add(target)
         pool = self.pools[target] = ServicePool(target, now - self._limits.absent_grace_s)
         return pool
+
+    def has_room(self, name: bytes, paths: list[bytes]) -> bool:
+        """Tell whether one more instance's service and paths fit in."""
+        key = name or _nameless(paths)
+        is_known = key in self.pools and key not in self._imagined
+        if not is_known and len(self.pools) - len(self._imagined) >= MAX_POOLS:
+            return False
+        return len(self.prefixes) + sum(path not in self.prefixes for path in paths) <= MAX_PREFIXES
 
     def owner(self, name: bytes, paths: list[bytes]) -> bytes | None:
         """Return a path that a present service of another name owns already, or None."""
@@ -60,6 +74,7 @@ class Directory:
         if pool is None:
             pool = self.pools[key] = ServicePool(key, now)
         pool.was_registered = True
+        self._imagined.discard(key)
         pool.paths.update(paths)
         for path in paths:
             self.prefixes[path] = pool
@@ -91,6 +106,7 @@ class Directory:
             and self._prefix_owner(name) is heir
         ]
         for name in orphans:
+            self._imagined.discard(name)
             for call in self.pools.pop(name).queue:
                 call.pool = heir
                 calls.append(call)
@@ -106,6 +122,7 @@ class Directory:
             is_known = pool.was_registered and now - pool.left_at < self._limits.forget_service_s
             if is_crowded or not is_known:
                 del self.pools[name]
+                self._imagined.discard(name)
                 for path in pool.paths:
                     if self.prefixes.get(path) is pool:
                         del self.prefixes[path]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from butler_mesh import status
 from butler_mesh.counters import Counters
 from butler_mesh.protocol import mesh
-from butler_mesh.protocol.directory import MAX_POOLS, Directory
+from butler_mesh.protocol.directory import Directory
 from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, PARTIAL, STREAM, Record
@@ -72,7 +72,7 @@ class Dispatcher:
 
     def request(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a REQUEST; ``sent_at`` is when its remaining time began to run."""
-        if client.outbox.has_waited and client.outbox.is_full:
+        if client.outbox.is_full:
             self.cut(client)  # it reads neither replies nor refusals
             return
         _, flags, id_, remaining_ms, payload, envelope = record
@@ -92,7 +92,7 @@ class Dispatcher:
                 client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {MAX_MMI_BYTES} bytes"))
             elif not flags & ONE_WAY:
                 self._introspect(client, id_, target, payload[offset:])
-        elif remaining_ms or not flags & STREAM:
+        elif remaining_ms or not flags & STREAM or flags & ONE_WAY:
             patience_s = remaining_ms / 1000.0
             self.accept(client, id_, flags, sent_at + patience_s, target, payload, envelope, now)
         else:
@@ -111,8 +111,8 @@ class Dispatcher:
         *,
         must_queue: bool = False,
     ) -> None:
-        """Queue one call, or refuse it: 404 unknown, 503 full, 504 expired. ``must_queue`` is for
-        dialects without an error code, whose requests wait for a service to come (RFC 7)."""
+        """Pass one call on, queue it, or refuse it: 404 unknown, 503 full, 504 expired. ``must_queue`` is
+        for dialects without an error code, whose requests wait for a service to come (RFC 7)."""
         if self.is_draining:
             self.counters.add("refused.draining")
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the router stops", RETRY_AFTER_S))
@@ -128,8 +128,8 @@ class Dispatcher:
             self.counters.add("expired.on_arrival")
             client.refuse(id_, mesh.pack_failure(status.DEADLINE_PASSED, "deadline passed on the way"))
             return
-        # Nobody waits and somebody is free, as nearly always: no queue. Else fairness between clients asks
-        # for the whole of the turn's input, and the matching is done when that is read.
+        # Nobody waits and somebody is free, as nearly always: no queue. Else the matching is done when all
+        # of the turn's input is read, to be fair.
         is_matched = bool(pool.rotation) and not pool.is_due and not pool.rotation[0].outbox.has_waited
         if not is_matched and not self._make_room(pool, client, id_, now):
             return
@@ -202,7 +202,7 @@ class Dispatcher:
         self._settle(call)
         if not call.flags & ONE_WAY or code in status.REFUSALS:
             client.reply(call, kind, flags, payload, envelope)
-            if client.outbox.has_waited and client.outbox.is_full:
+            if client.outbox.is_full:
                 self.cut(client)
 
     def partial(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
@@ -240,6 +240,8 @@ class Dispatcher:
         if call is None:
             self.counters.add("dropped.unknown_token")
             return
+        # The top-up that will make up for it is credit on top.
+        instance.credit -= 1
         self.counters.add("returned")
         if call.client is not None:
             self._requeue(call)
@@ -255,8 +257,8 @@ class Dispatcher:
     def enlist(self, instance: InstancePeer, name: bytes, paths: list[bytes], now: float) -> str:
         """Put an instance into the pool of its service; return why not, or ''."""
         instance.paths = paths
-        if (name or b" ".join(sorted(paths))) not in self.pools and len(self.pools) >= MAX_POOLS:
-            return "too many services"
+        if not self.directory.has_room(name, paths):
+            return "too many services, or paths"
         taken = self.directory.owner(name, paths)
         if taken is not None:
             return f"path {taken.decode('utf-8', 'replace')} belongs to another service"
@@ -264,7 +266,7 @@ class Dispatcher:
         pool.instances.add(instance)
         for call in self.directory.inherit(pool):
             if call.client is not None:
-                pool.queue.push(call.client, call)
+                pool.queue.push(call.client.share, call)
                 pool.queued_bytes += call.size
         self._rotate(instance)
         return ""
@@ -347,11 +349,9 @@ class Dispatcher:
 
     def has_work(self) -> bool:
         """Tell whether somebody waits for a reply that may yet come."""
-        return any(
-            len(pool.queue) or any(call.client for i in pool.instances for call in i.calls.values())
-            for pool in self.pools.values()
-            if pool.instances
-        )
+        pools = [pool for pool in self.pools.values() if pool.instances]
+        calls = (call for pool in pools for instance in pool.instances for call in instance.calls.values())
+        return any(pool.queue.size for pool in pools) or any(call.client for call in calls)
 
     # --- within -------------------------------------------------------------------------------
 
@@ -397,9 +397,8 @@ class Dispatcher:
             self.dispatch(now)
         if not self._is_full(pool):
             return True
-        self.counters.add("refused.queue_full")
-        # One client that floods must not cost the others their place.
-        other = pool.queue.surplus(client)
+        self.counters.add("refused.queue_full")  # one client that floods must not cost others their place
+        other = pool.queue.surplus(client.share)
         if other is None or self.queued_bytes > MAX_QUEUED_BYTES:
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "the queue is full", RETRY_AFTER_S))
             return False
@@ -408,31 +407,27 @@ class Dispatcher:
         return True
 
     def _is_full(self, pool: ServicePool) -> bool:
-        if len(pool.queue) >= self.queue_limit:
-            return True
-        if pool.instances:
-            return pool.queued_bytes > MAX_POOL_BYTES
-        # Those that nobody answers share a bound, and get little of it: they must not starve the others.
-        return pool.queued_bytes > MAX_ABSENT_BYTES or self.queued_bytes > MAX_QUEUED_BYTES
+        # Those that nobody answers get little, and half of all there is: they must not starve the others.
+        own, share = (MAX_POOL_BYTES, 2) if pool.instances else (MAX_ABSENT_BYTES, 1)
+        is_heavy = pool.queued_bytes > own or self.queued_bytes > share * MAX_QUEUED_BYTES
+        return is_heavy or pool.queue.size >= self.queue_limit
 
     def _enqueue(self, call: Call, *, front: bool = False) -> None:
         client, pool = call.client, call.pool
         if client is None:
             return
         if front:
-            pool.queue.push_front(client, call)
+            pool.queue.push_front(client.share, call)
         else:
-            pool.queue.push(client, call)
+            pool.queue.push(client.share, call)
         call.is_queued = True
         self.queued_bytes += call.size
         pool.queued_bytes += call.size
-        if not pool.is_due:
-            pool.is_due = True
-            self._due.append(pool)
+        self._mark_due(pool)
 
     def _unqueue(self, call: Call) -> None:
         if call.is_queued and call.client is not None:
-            call.pool.queue.discard(call.client, call)
+            call.pool.queue.discard(call.client.share, call)
             call.is_queued = False
             self.queued_bytes -= call.size
             call.pool.queued_bytes -= call.size
@@ -471,18 +466,20 @@ class Dispatcher:
 
     def _fail(self, call: Call, code: int, message: str, retry_after_s: float | None = None) -> None:
         client = call.client
-        self._settle(call)
+        self._release(call)
         if client is not None and not client.is_gone:
             client.refuse(call.id, mesh.pack_failure(code, message, retry_after_s))
+
+    def _release(self, call: Call) -> None:
+        self._settle(call)
+        # The token may live on for as long as the handler does; what was asked need not.
+        call.payload, call.envelope = b"", None
 
     def _abandon(self, call: Call) -> None:
         """Nobody waits any more: out of the queue, or word to the instance that has it."""
         self._unqueue(call)
-        self._settle(call)
-        # The token may live on for as long as the handler does; what was asked need not.
-        call.payload, call.envelope = b"", None
-        if call.instance is not None and call.token in call.instance.calls:
-            call.instance.cancel(call.token)
+        self._release(call)
+        self._call_off(call)
 
     def _expire(self, call: Call) -> None:
         was_queued = call.instance is None
@@ -492,6 +489,9 @@ class Dispatcher:
             self._fail(call, status.UNAVAILABLE, "no instance of the service is registered", RETRY_AFTER_S)
         else:
             self._fail(call, status.DEADLINE_PASSED, "deadline passed")
+        self._call_off(call)
+
+    def _call_off(self, call: Call) -> None:
         if call.instance is not None and call.token in call.instance.calls:
             call.instance.cancel(call.token)
 

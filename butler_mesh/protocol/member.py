@@ -46,8 +46,8 @@ class Member:
         self.dirty: list[Outbox] = []
         # One line each for the log; the pump writes and clears them.
         self.notes: list[str] = []
-        self.full: list[Outbox] = []
-        self.outbox = Outbox(self.dirty, full=self.full)
+        self.filled: list[Outbox] = []
+        self.outbox = Outbox(self.dirty, filled=self.filled)
         self.router_id = ""
         self.router_epoch = ""
         self.nonce = ""

@@ -14,8 +14,8 @@
     HELLO WELCOME READY HEARTBEAT   payload = a JSON object, or nothing
     RETURN CANCEL                   no payload
 
-Everything one loop turn produced for a peer leaves as one message: the cost of ZeroMQ is in frames
-(0.4–4.5 µs each), not in bytes. A record is sliced out as bytes, never as a memoryview: a view of
+What one loop turn produces for a peer leaves together, up to 32 records a message: the cost of ZeroMQ
+is in frames (0.4–4.5 µs each), not in bytes. A record is sliced out as bytes, never as a memoryview: a view of
 100 bytes would keep the whole batch alive.
 """
 
@@ -88,7 +88,10 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 """Largest envelope a router takes unless told otherwise; over it the sender gets 413."""
 
 MAX_OBJECT_BYTES = 64 * 1024
-"""Largest JSON a router parses: 1 ms of a stranger's time, not a second."""
+"""Largest JSON a router parses: some milliseconds of a stranger's time, not a second."""
+MAX_HELLO_BYTES = 4 * 1024
+MAX_REPORT_BYTES = 1024
+"""A control plane's HEARTBEAT, of which one message may hold 256."""
 
 MAX_TARGET_BYTES = 0xFFFF
 """What the length of a REQUEST's target can say."""
@@ -262,9 +265,10 @@ def _number(layout: Struct, payload: bytes) -> int:
     return number
 
 
-def split_object(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object in a HELLO, WELCOME, READY or HEARTBEAT; Malformed for anything else."""
-    if len(payload) > MAX_OBJECT_BYTES:
+def split_object(payload: bytes, most: int = MAX_OBJECT_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a HELLO, WELCOME, READY or HEARTBEAT; Malformed for anything else, and
+    for one of over ``most`` bytes."""
+    if len(payload) > most:
         raise Malformed("an object too large for this kind")
     try:
         value = codec.loads(payload)

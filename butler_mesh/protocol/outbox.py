@@ -25,7 +25,7 @@ MESSAGE_BYTES, FRAME_BYTES = 100, 50
 
 Message = Sequence[Frame]
 
-_FULL = 2 * MAX_BATCH_RECORDS
+_FILLED = 2 * MAX_BATCH_RECORDS
 
 
 class Outbox:
@@ -34,7 +34,7 @@ class Outbox:
     __slots__ = (
         "_attachments",
         "_dirty",
-        "_full",
+        "_filled",
         "_pieces",
         "_size",
         "_unsealed",
@@ -54,7 +54,7 @@ class Outbox:
         routing_id: bytes = b"",
         *,
         is_parting: bool = False,
-        full: list[Outbox] | None = None,
+        filled: list[Outbox] | None = None,
     ) -> None:
         # The pump's way back: which of its ports, and whom behind it (b'' where there is just one).
         self.door = door
@@ -68,7 +68,7 @@ class Outbox:
         # The machine's list of outboxes to look at when the turn ends; this one is in it at most once.
         self._dirty = dirty
         # The same, of those that have filled a message: no need to wait for the rest of the turn.
-        self._full = full
+        self._filled = filled
         self.is_dirty = False
         # Whether some of it was here already when it was last sent from: the transport did not take it.
         self.has_waited = False
@@ -106,9 +106,9 @@ class Outbox:
         size += RECORD_SIZE
         self.pending_bytes += size
         self._size += size
-        if len(pieces) > _FULL or self._size >= MAX_BATCH_BYTES:
-            if self._full is not None and not self._unsealed:
-                self._full.append(self)
+        if len(pieces) > _FILLED or self._size >= MAX_BATCH_BYTES:
+            if self._filled is not None and not self._unsealed:
+                self._filled.append(self)
             self._close()
 
     def put(self, frames: Sequence[Frame]) -> None:
@@ -125,9 +125,9 @@ class Outbox:
         """Turn what was added into messages stamped with the turn's time; the turn calls it once."""
         if self._size:
             self._close()
-        self.seal_full(now)
+        self.seal_filled(now)
 
-    def seal_full(self, now: float) -> None:
+    def seal_filled(self, now: float) -> None:
         """Turn what is full into messages; records of a message that is being filled stay."""
         if self._unsealed:
             header = pack_header(int(now * 1000))

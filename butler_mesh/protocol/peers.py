@@ -10,6 +10,8 @@ from butler_mesh.protocol.mesh import CANCEL, FINAL, GOODBYE, HEARTBEAT, REQUEST
 from butler_mesh.protocol.outbox import Outbox
 from butler_mesh.protocol.queues import FairQueue
 
+SHOWN_PATHS = 100
+"""Of a service, in ``mmi.status``."""
 CALL_BYTES = 512
 """What a queued call holds beside its bytes: the record, its places in tables and wheel."""
 
@@ -58,10 +60,12 @@ class Peer:
 class ClientPeer(Peer):
     """A peer that sends requests."""
 
-    __slots__ = ("calls",)
+    __slots__ = ("calls", "share")
 
     def __init__(self, door: Door, outbox: Outbox, role: str, now: float) -> None:
         super().__init__(door, outbox, role, now)
+        # By whom queues are fair: it is the connection's, however often a client greets anew over it.
+        self.share = object()
         # The client's own id -> its call, from acceptance to the last reply; one-way calls are not in it.
         self.calls: dict[int, Call] = {}
 
@@ -234,7 +238,7 @@ class ServicePool:
         self.instances: set[InstancePeer] = set()
         # Those with free credit and in good health, least recently used first.
         self.rotation: deque[InstancePeer] = deque()
-        self.queue: FairQueue[ClientPeer, Call] = FairQueue()
+        self.queue: FairQueue[object, Call] = FairQueue()
         self.queued_bytes = 0
         # When its last instance left (or it was first asked for): it is kept for a while after.
         self.left_at = now
@@ -257,6 +261,6 @@ class ServicePool:
         """Return what ``mmi.status`` says of it."""
         return {
             "queued": len(self.queue),
-            "paths": sorted(path.decode("utf-8", "replace") for path in self.paths),
+            "paths": [path.decode("utf-8", "replace") for path in sorted(self.paths)[:SHOWN_PATHS]],
             "instances": [instance.describe() for instance in self.instances],
         }

@@ -16,11 +16,13 @@ from butler_mesh.counters import Counters
 from butler_mesh.errors import ProtocolError
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.dispatcher import Dispatcher
+from butler_mesh.protocol.heartbeats import PROBE_AGAIN_S as PROBE_AGAIN_S
+from butler_mesh.protocol.heartbeats import Heartbeats
 from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.majordomo import Majordomo
 from butler_mesh.protocol.mesh import Frame, Record
-from butler_mesh.protocol.outbox import Outbox
+from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES, Outbox
 from butler_mesh.protocol.peers import ClientPeer, ControlPeer, Door, InstancePeer, Peer
 from butler_mesh.signing import is_signed, ready_fields
 
@@ -29,20 +31,14 @@ INSTANCE = "instance"
 CONTROL = "control"
 GREETED = "greeted"  # an instance that has said HELLO and not yet READY
 
-BEAT_PEERS = 250
-"""So many are sent a sign of life in one turn, of more a part at a time: 5 000 at once would be a pause of 15 ms
-and more, each second, for everybody."""
+STATUS_BYTES = 64 * 1024
+"""An answer of ``mmi.status`` that is larger is made once a second, others once a turn."""
 JUDGE_INTERVAL_S = 0.25
 """How often health is judged: a stopped instance is out of rotation 3.25 s after its last sign of life."""
 JUDGE_AT_LAST_S = 1.0
 """Health is judged by what was read; but a flood that is never read to its end must not keep it off."""
 STALL_S = 1.0
 """A pause in which this router itself did nothing, and after which it forgives the silence of others."""
-PROBE_AGAIN_S = 0.010
-"""libzmq tells that somebody left a little before it lets go of the routing id."""
-PROBE_S = 0.000_25
-"""Pause after a round of probes, for each who was probed: ten times what it costs. Where thousands are
-connected, many that come and go must not cost the others their router."""
 MAX_PATHS = 1000
 MAX_PATH_BYTES = 255
 """Of a registered prefix; what clients ask for may be longer."""
@@ -73,7 +69,7 @@ class RouterProtocol:
         # Outboxes with something to send, for the pump to flush and clear when the turn ends.
         self.dirty: list[Outbox] = []
         # Those of them that have filled a message, for the pump to send from before the turn ends.
-        self.full: list[Outbox] = []
+        self.filled: list[Outbox] = []
         # One line each on what an operator would want to know; the pump logs and clears them.
         self.notes: list[str] = []
         self.doors: list[Door] = []
@@ -91,15 +87,10 @@ class RouterProtocol:
         # Who has sent what nobody here can read: one line in the log for each of them.
         self._strangers: set[bytes] = set()
         # The answer of mmi.status, and when it was made.
-        self._status = b""
-        self._status_at = now - 1.0
+        self._status, self._status_at = b"", now - 1.0
         self._ticked_at = now
         self._judge_at = now + JUDGE_INTERVAL_S
-        self._heartbeat_at = now + limits.heartbeat_interval_s
-        self._beats = 0
-        self._probe_at: dict[Door, tuple[float, bool]] = {}
-        # When a door may be probed again.
-        self._probe_after: dict[Door, float] = {}
+        self._heartbeats = Heartbeats(self.doors, limits.heartbeat_interval_s, now)
         d = self.dispatcher
         # What a peer may send, by its role: everything else is counted and dropped.
         self._acts: dict[str, dict[int, Act]] = {
@@ -192,15 +183,7 @@ class RouterProtocol:
         """Do what time asks for. Health is judged only when everything that had arrived was read."""
         self._now = now
         self.dispatcher.expire(now)
-        for door, (due, is_last) in list(self._probe_at.items()):
-            if now >= due:
-                del self._probe_at[door]
-                self._probe_after[door] = now + max(PROBE_AGAIN_S, PROBE_S * len(door.peers))
-                if not is_last:
-                    self._probe_at[door] = (self._probe_after[door], True)
-                self._probe(door)
-        if now >= self._heartbeat_at:
-            self._beat(now)
+        self._heartbeats.tick(now)
         slept_s, self._ticked_at = now - self._ticked_at, now
         if slept_s > STALL_S:
             self._forgive(slept_s)
@@ -212,23 +195,14 @@ class RouterProtocol:
 
     def next_due(self) -> float:
         """Return when ``tick`` is to be called next."""
-        due = min(self._judge_at, self._heartbeat_at, self.dispatcher.wheel.next_due())
-        return min(due, *(at for at, _ in self._probe_at.values())) if self._probe_at else due
+        return min(self._judge_at, self._heartbeats.next_due(), self.dispatcher.wheel.next_due())
 
     def connection_made(self, door: Door, now: float) -> None:
         """Somebody came through this door; they will say HELLO."""
 
     def connection_lost(self, door: Door, now: float) -> None:
-        """Somebody left through this door; libzmq does not say who, so ask everybody."""
-        waiting = self._probe_at.get(door)
-        if waiting is None:
-            after = self._probe_after.get(door, now)
-            if after <= now:
-                self._probe(door)
-            self._probe_at[door] = (max(after, now + PROBE_AGAIN_S), True)
-        else:
-            # Not put off, or people who come and go would keep it off for ever; but one more after it.
-            self._probe_at[door] = (waiting[0], False)
+        """Somebody left through this door."""
+        self._heartbeats.lost(door, now)
 
     def peer_gone(self, outbox: Outbox, now: float) -> None:
         """The transport says that nobody is there any more (EHOSTUNREACH)."""
@@ -270,7 +244,7 @@ class RouterProtocol:
         self, door: Door, routing_id: bytes, old: Peer | None, record: Record, now: float
     ) -> Peer | None:
         try:
-            hello = mesh.split_object(record.payload)
+            hello = mesh.split_object(record.payload, mesh.MAX_HELLO_BYTES)
         except ProtocolError:
             self.counters.add("dropped.malformed_record")
             self._send_away(door, routing_id, status.BAD_REQUEST, "HELLO is a JSON object")
@@ -282,10 +256,12 @@ class RouterProtocol:
         if old is not None:
             self._remove(old, now, "greeted anew")
             old.outbox.drop()
-        outbox = Outbox(self.dirty, door, routing_id, full=self.full)
+        outbox = Outbox(self.dirty, door, routing_id, filled=self.filled)
         peer: Peer
         if role == CLIENT and door.accepts_clients:
             peer = ClientPeer(door, outbox, CLIENT, now)
+            if isinstance(old, ClientPeer):
+                peer.share = old.share
         elif role == INSTANCE and door.accepts_services:
             peer = InstancePeer(door, outbox, GREETED, now)
         elif role == CONTROL and door.accepts_services:
@@ -393,7 +369,7 @@ class RouterProtocol:
         """HEARTBEAT: that it came is all it says."""
 
     def _control_heartbeat(self, peer: ControlPeer, record: Record, sent_at: float, now: float) -> None:
-        report = mesh.split_object(record.payload)
+        report = mesh.split_object(record.payload, mesh.MAX_REPORT_BYTES)
         lag_ms, rss_kib = report.get("lag_ms", 0), report.get("rss_kib", 0)
         if not isinstance(lag_ms, int | float) or not isinstance(rss_kib, int):
             raise mesh.Malformed("a heartbeat's numbers are none")
@@ -413,9 +389,12 @@ class RouterProtocol:
 
     def _introspect(self, client: ClientPeer, id_: int, target: bytes, envelope: bytes) -> None:
         """Answer a request to the router itself: mmi.service, mmi.status; 501 for the rest of mmi."""
+        if client.outbox.pending_bytes > MAX_OUTBOX_BYTES:
+            client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "read what you have asked for first"))
+            return
         if target == b"mmi.status":
-            if self._now != self._status_at:
-                # Large where there are many services: made once for all who ask in the same turn.
+            pause_s = 1.0 if len(self._status) > STATUS_BYTES else 0.0
+            if self._now - self._status_at > pause_s:
                 self._status_at = self._now
                 self._status = mesh.pack_status(status.OK) + codec.dumps({"body": self.status(self._now)})
             client.outbox.add(mesh.FINAL, 0, id_, 0, self._status)
@@ -432,18 +411,6 @@ class RouterProtocol:
         client.outbox.add(mesh.FINAL, 0, id_, 0, mesh.pack_status(code) + codec.dumps(answer))
 
     # --- who is alive -------------------------------------------------------------------------
-
-    def _beat(self, now: float) -> None:
-        peers = [peer for door in self.doors for peer in door.peers.values()]
-        shares = 1 + len(peers) // BEAT_PEERS
-        self._beats += 1
-        for peer in peers[self._beats % shares :: shares]:
-            peer.heartbeat()
-        self._heartbeat_at = now + self._limits.heartbeat_interval_s / shares
-
-    def _probe(self, door: Door) -> None:
-        for peer in door.peers.values():
-            peer.heartbeat()
 
     def _forgive(self, slept_s: float) -> None:
         """It was this router that slept: nobody is to blame for its deafness."""

@@ -27,6 +27,7 @@ class SinkProtocol:
 
     def __init__(self, now: float) -> None:
         self.dirty: list[Outbox] = []
+        self.filled: list[Outbox] = []
         self.notes: list[str] = []
         self.counters = Counters()
         self.door = Door("sink")

@@ -87,6 +87,7 @@ class FakeMachine:
 
     def __init__(self, log: Log) -> None:
         self.dirty: list[Outbox] = []
+        self.filled: list[Outbox] = []
         self.notes: list[str] = []
         self.counters = Counters()
         self.received: list[bytes] = []

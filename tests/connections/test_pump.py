@@ -499,9 +499,7 @@ def test_records_of_a_burst_leave_as_one_message(rig: Rig) -> None:
 def test_a_message_that_is_full_leaves_before_the_turn_ends_and_in_its_place() -> None:
     log = Log()
     port, machine = FakePort(log), FakeMachine(log)
-    full: list[Outbox] = []
-    machine.full = full  # type: ignore[attr-defined]
-    outbox = Outbox(machine.dirty, "door", b"id", full=full)
+    outbox = Outbox(machine.dirty, "door", b"id", filled=machine.filled)
     left: list[int] = []
 
     def answer(frame: bytes) -> None:
@@ -518,7 +516,7 @@ def test_a_message_that_is_full_leaves_before_the_turn_ends_and_in_its_place() -
     assert left == [0, 1]
     assert [len(mesh.parse(frame)[1]) for _, frame in port.sent] == [32, 32, 16]
     assert port.records() == list(range(40, 120))
-    assert not full
+    assert not machine.filled
     pump.close()
 
 

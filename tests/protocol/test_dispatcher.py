@@ -6,7 +6,8 @@ from time import perf_counter
 
 import pytest
 
-from butler_mesh.protocol import dispatcher, mesh
+from butler_mesh import codec
+from butler_mesh.protocol import directory, dispatcher, mesh
 from butler_mesh.protocol.directory import MAX_POOLS
 from butler_mesh.protocol.dispatcher import RETRY_AFTER_S
 from butler_mesh.protocol.instance import Sign
@@ -368,6 +369,48 @@ def test_names_that_clients_make_up_do_not_grow_the_table_without_end() -> None:
     net.send(client, mesh.REQUEST, 0, 2, 1000, request("one-more"))
     assert client.finals() == [(2, 503)]
     assert counted(net, "refused.too_many_services") == 1
+
+
+def test_names_that_clients_make_up_keep_no_service_from_registering() -> None:
+    net = Net()
+    client, caller = net.raw_client(), net.caller()
+    for n in range(MAX_POOLS // 100):
+        for id_ in range(100):
+            net.send(client, mesh.REQUEST, 0, 100 * n + id_ + 1, 60_000, request(f"made-up-{n}-{id_}"))
+    assert len(net.router.dispatcher.pools) == MAX_POOLS
+    net.worker("svc").handler = lambda worker, job: worker.reply(job)
+    assert caller.ask("svc").code == 200
+
+
+def test_paths_of_all_services_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory, "MAX_PREFIXES", 10)
+    net = Net()
+    first = net.worker("first", paths=[f"/{n}" for n in range(8)])
+    again = net.worker("first", paths=[f"/{n}" for n in range(8)])
+    second = net.raw_instance(wid="second", service="second", paths=["/x", "/y", "/z"])
+    (goodbye,) = second.got(mesh.GOODBYE)
+    assert mesh.split_reason(goodbye.payload) == (409, "too many services, or paths")
+    assert sorted(net.router.instances) == sorted([first.wid, again.wid])
+
+
+def test_a_one_way_request_is_no_stream_and_has_a_deadline() -> None:
+    net = Net()
+    client = net.raw_client()
+    net.send(client, mesh.REQUEST, ONE_WAY | STREAM, 1, 0, request("svc", window=1))
+    assert counted(net, "expired.on_arrival") == 1
+    assert not len(net.router.dispatcher.pools[b"svc"].queue)
+
+
+def test_who_greets_anew_over_one_connection_is_still_one_client_to_the_queue() -> None:
+    net = Net(queue_limit=10)
+    honest, sybil = net.caller(), net.raw_client()
+    net.worker("svc", credit=1, is_stubborn=True)
+    honest.ask("svc")
+    for id_ in range(20):
+        net.send(sybil, mesh.HELLO, payload=codec.dumps({"role": "client"}))
+        net.send(sybil, mesh.REQUEST, ONE_WAY, id_ + 1, 60_000, request("svc"))
+    asked = [honest.ask("svc") for _ in range(5)]
+    assert [each.code for each in asked] == [None] * 5
 
 
 # --- cancel, RETURN -----------------------------------------------------------------------------------
@@ -982,3 +1025,50 @@ def test_a_cancelled_call_keeps_its_token_but_not_its_bytes() -> None:
     caller.machine.cancel(asked.pending)
     net.settle()
     assert all(not call.payload and call.envelope is None for call in worker.peer.calls.values())
+
+
+def test_an_instance_that_has_returned_ever_so_many_requests_is_still_sent_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_CREDIT", 5)
+    net = Net()
+    client, raw = net.raw_client(), net.raw_instance(credit=2)
+    (instance,) = net.router.instances.values()
+    net.send(client, mesh.REQUEST, 0, 1, 60_000, request("svc"))
+    for _ in range(20):
+        (token,) = tokens(raw)
+        net.send(raw, mesh.RETURN, 0, token)
+        net.send(raw, mesh.CREDIT, payload=mesh.pack_credit(1))
+    assert (instance.credit, instance.free) == (2, 1)
+    (token,) = tokens(raw)
+    net.send(raw, mesh.FINAL, 0, token, 0, reply())
+    assert client.finals() == [(1, 200)]
+    assert (instance.credit, instance.free) == (2, 2)
+
+
+def test_what_was_asked_is_let_go_when_the_deadline_passes_though_the_handler_runs_on() -> None:
+    net = Net()
+    caller, worker = net.caller(), net.worker(is_stubborn=True)
+    asked = caller.ask("svc", bytes(ATTACH_OVER + 1), timeout_s=1.0)
+    (peer,) = net.router.instances.values()
+    (call,) = peer.calls.values()
+    assert call.envelope is not None
+    net.advance(1.5)
+    assert asked.code == 504
+    assert list(peer.calls.values()) == [call]
+    assert (call.payload, call.envelope) == (b"", None)
+    assert worker.jobs
+
+
+def test_services_with_instances_share_a_bound_in_bytes_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "MAX_QUEUED_BYTES", 5_000)
+    net = Net()
+    caller = net.caller()
+    names = [f"svc-{n}" for n in range(20)]
+    for name in names:
+        net.worker(name, credit=1, is_stubborn=True)
+        assert caller.ask(name).code is None
+    asked = [caller.ask(name, bytes(1_000)) for name in names]
+    refused = [each.code for each in asked if each.code is not None]
+    assert set(refused) == {503}
+    assert 5 <= len(asked) - len(refused) <= 8

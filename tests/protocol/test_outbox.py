@@ -80,11 +80,11 @@ def test_a_message_is_closed_at_1_MiB_of_attachments(outbox: Outbox) -> None:
 def test_an_outbox_that_has_filled_a_message_says_so_once_and_keeps_what_it_is_filling() -> None:
     dirty: list[Outbox] = []
     full: list[Outbox] = []
-    outbox = Outbox(dirty, full=full)
+    outbox = Outbox(dirty, filled=full)
     for id_ in range(2 * mesh.MAX_BATCH_RECORDS + 1):
         assert full == ([outbox] if id_ >= mesh.MAX_BATCH_RECORDS else [])
         outbox.add(FINAL, 0, id_)
-    outbox.seal_full(1.0)
+    outbox.seal_filled(1.0)
     assert sizes(outbox) == [mesh.MAX_BATCH_RECORDS] * 2
     outbox.seal(2.0)
     assert sizes(outbox) == [mesh.MAX_BATCH_RECORDS] * 2 + [1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from butler_mesh import codec
-from butler_mesh.protocol import mesh
+from butler_mesh.protocol import mesh, router
 from butler_mesh.protocol.liveness import BLOCKED_AFTER_S, DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, State
 from butler_mesh.protocol.mesh import ONE_WAY, STREAM
-from butler_mesh.protocol.peers import Door, Peer
-from butler_mesh.protocol.router import BEAT_PEERS, MAX_PATHS, PROBE_AGAIN_S, PROBE_S, RouterProtocol
+from butler_mesh.protocol.peers import Door
+from butler_mesh.protocol.router import MAX_PATHS, PROBE_AGAIN_S, RouterProtocol
 from butler_mesh.signing import ready_fields, sign
 from tests.protocol.net import Net, Raw, Worker, ready_object, reply, request
 from tests.protocol.strange import conversations, play
@@ -732,49 +731,6 @@ def test_of_two_that_leave_within_10_ms_the_second_is_probed_for_10_ms_later_too
     assert not net.router.instances
 
 
-def test_many_that_come_and_go_have_all_peers_probed_for_a_tenth_of_the_time_at_most() -> None:
-    net = Net()
-    for _ in range(400):
-        net.caller()
-    caller, worker, other = net.caller(), net.worker(), net.worker()
-    asked = caller.ask("svc")
-    rounds = 0
-
-    def probe(door: Door) -> None:
-        nonlocal rounds
-        rounds += 1
-        probe_all(door)
-
-    probe_all, net.router._probe = net.router._probe, probe  # type: ignore[method-assign]
-    pause_s = PROBE_S * len(net.both.peers)
-    until = net.now + 0.9  # no heartbeat before that
-    while net.now < until:
-        net.router.connection_lost(net.both, net.now)
-        net.advance(0.005)
-    assert 4 <= rounds <= 2 + 0.9 / pause_s
-    # Whoever left in the midst of it is found all the same.
-    net.router.connection_lost(net.both, net.now)
-    net.drop(worker, is_noticed=False)
-    net.advance(2 * pause_s)
-    assert asked.code == 502
-    assert list(net.router.instances) == [other.wid]
-
-
-def test_each_of_many_peers_is_sent_a_sign_of_life_once_an_interval_and_never_all_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    net = Net()
-    for _ in range(3 * BEAT_PEERS):
-        net.caller()
-    beats: dict[Peer, list[float]] = {}
-    monkeypatch.setattr(Peer, "heartbeat", lambda peer: beats.setdefault(peer, []).append(net.now))
-    net.advance(4 * HEARTBEAT_INTERVAL_S)
-    assert len(beats) == 3 * BEAT_PEERS
-    assert {len(times) for times in beats.values()} <= {3, 4}
-    turns = Counter(time for times in beats.values() for time in times)
-    assert max(turns.values()) <= BEAT_PEERS
-
-
 def test_a_half_open_connection_that_nobody_told_of_is_found_within_a_heartbeat() -> None:
     net = Net()
     caller, worker = net.caller(), net.worker()
@@ -890,3 +846,38 @@ def test_random_frames_never_raise(frames: list[bytes]) -> None:
     router.run(0.0)
     router.tick(20.0)
     assert router.counters["faults"] == 0
+
+
+def test_a_greeting_is_short_and_so_is_what_a_control_plane_reports() -> None:
+    net = Net()
+    stranger = net.raw(hello={"role": "client", "padding": "x" * mesh.MAX_HELLO_BYTES})
+    assert not stranger.got(mesh.WELCOME)
+    worker = net.worker()
+    control = net.raw(hello={"role": "control", "wid": worker.wid, "epoch": worker.machine.epoch})
+    assert control.got(mesh.WELCOME)
+    report = codec.dumps({"lag_ms": 0, "rss_kib": 7, "padding": "x" * mesh.MAX_REPORT_BYTES})
+    net.send(control, mesh.HEARTBEAT, payload=report)
+    assert net.router.counters["dropped.malformed_record"] == 2
+    net.send(control, mesh.HEARTBEAT, payload=codec.dumps({"lag_ms": 0, "rss_kib": 7}))
+    assert worker.peer.rss_kib == 7
+
+
+def test_a_large_status_is_made_once_a_second_and_not_for_who_does_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(router, "STATUS_BYTES", 100)
+    monkeypatch.setattr(router, "MAX_OUTBOX_BYTES", 10_000)
+    net = Net()
+    net.worker("svc", paths=[f"/{n:03}" for n in range(300)])
+    caller = net.caller()
+    first = caller.ask("mmi.status").answer["body"]
+    assert len(first["services"]["svc"]["paths"]) == 100
+    net.advance(0.5)
+    assert caller.ask("mmi.status").answer["body"] == first
+    net.advance(0.6)
+    assert caller.ask("mmi.status").answer["body"]["uptime_s"] > first["uptime_s"]
+    asked = [caller.ask("mmi.status", settle=False) for _ in range(30)]
+    net.settle()
+    codes = [each.code for each in asked]
+    assert set(codes) == {200, 503}
+    assert caller.ask("mmi.status").code == 200
