@@ -15,8 +15,8 @@
     RETURN CANCEL                   no payload
 
 What one loop turn produces for a peer leaves together, up to 32 records a message: the cost of ZeroMQ
-is in frames (0.4–4.5 µs each), not in bytes. A record is sliced out as bytes, never as a memoryview: a view of
-100 bytes would keep the whole batch alive.
+is in frames (0.4–4.5 µs each), not in bytes. A record is sliced out as bytes, never as a memoryview: a
+view of 100 bytes would keep the whole batch alive.
 """
 
 from __future__ import annotations
