@@ -30,6 +30,8 @@ MAX_ABSENT_BYTES = 2 * 1024 * 1024
 """What may wait for a service that has no instance."""
 MAX_QUEUED_BYTES = 256 * 1024 * 1024
 """What all queued requests together may hold: a thousand of the largest bodies would be 16 GiB."""
+MAX_GRANTS = 1024
+"""WINDOWs that a stream may have had more than parts: they must not fill the pipe of its instance."""
 MAX_CREDIT = 0xFFFF
 MAX_MMI_BYTES = 1024
 """What the router itself parses of a request: a service's name fits in."""
@@ -72,7 +74,7 @@ class Dispatcher:
 
     def request(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a REQUEST; ``sent_at`` is when its remaining time began to run."""
-        if client.outbox.is_full:
+        if client.outbox.has_waited and client.outbox.is_full:  # the first spares a call
             self.cut(client)  # it reads neither replies nor refusals
             return
         _, flags, id_, remaining_ms, payload, envelope = record
@@ -92,11 +94,10 @@ class Dispatcher:
                 client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {MAX_MMI_BYTES} bytes"))
             elif not flags & ONE_WAY:
                 self._introspect(client, id_, target, payload[offset:])
-        elif remaining_ms or not flags & STREAM or flags & ONE_WAY:
-            patience_s = remaining_ms / 1000.0
-            self.accept(client, id_, flags, sent_at + patience_s, target, payload, envelope, now)
         else:
-            self.accept(client, id_, flags, NEVER, target, payload, envelope, now)
+            is_timed = remaining_ms or not flags & STREAM or flags & ONE_WAY
+            deadline = sent_at + remaining_ms / 1000.0 if is_timed else NEVER
+            self.accept(client, id_, flags, deadline, target, payload, envelope, now)
 
     def accept(
         self,
@@ -156,21 +157,21 @@ class Dispatcher:
         """Take a WINDOW: the reader has room for more parts, and patience with them."""
         mesh.split_window(record.payload)
         call = client.calls.get(record.id)
-        if call is not None and call.instance is not None and call.flags & STREAM:
-            self._renew(call, now)
-            if call.instance.outbox.is_full:
-                # The instance does not read, or the reader grants without end: either way it is over.
-                instance = call.instance
-                self._fail(call, status.UNAVAILABLE, "the instance does not keep up", RETRY_AFTER_S)
-                instance.cancel(call.token)
-                return
+        if call is None or call.instance is None or not call.flags & STREAM:
+            return
+        self._renew(call, now)
+        call.grants += 1
+        if call.instance.outbox.is_full or call.grants > call.parts + MAX_GRANTS:
+            # The instance does not read, or the reader grants without end: either way it is over.
+            self._call_off(call)
+            self._fail(call, status.UNAVAILABLE, "the instance does not keep up", RETRY_AFTER_S)
+        else:
             call.instance.grant(call.token, record.payload)
 
     def forget(self, client: ClientPeer) -> None:
         """Give up everything a client that left was waiting for. Its one-way calls go on."""
         client.is_gone = True
-        calls = list(client.calls.values())
-        client.calls.clear()
+        calls, client.calls = list(client.calls.values()), {}
         for call in calls:
             self._abandon(call)
 
@@ -202,7 +203,7 @@ class Dispatcher:
         self._settle(call)
         if not call.flags & ONE_WAY or code in status.REFUSALS:
             client.reply(call, kind, flags, payload, envelope)
-            if client.outbox.is_full:
+            if client.outbox.has_waited and client.outbox.is_full:
                 self.cut(client)
 
     def partial(self, instance: InstancePeer, record: Record, sent_at: float, now: float) -> None:
@@ -240,8 +241,7 @@ class Dispatcher:
         if call is None:
             self.counters.add("dropped.unknown_token")
             return
-        # The top-up that will make up for it is credit on top.
-        instance.credit -= 1
+        instance.credit -= 1  # the top-up that will make up for it is credit on top
         self.counters.add("returned")
         if call.client is not None:
             self._requeue(call)

@@ -170,6 +170,7 @@ class Call:
         "deadline",
         "envelope",
         "flags",
+        "grants",
         "id",
         "instance",
         "is_queued",
@@ -214,6 +215,8 @@ class Call:
         self.was_dispatched_again = False
         # PARTIALs passed on: once the reader has seen one, a second run would repeat it.
         self.parts = 0
+        # WINDOWs passed on.
+        self.grants = 0
 
 
 class ServicePool:

@@ -1072,3 +1072,20 @@ def test_services_with_instances_share_a_bound_in_bytes_as_well(monkeypatch: pyt
     refused = [each.code for each in asked if each.code is not None]
     assert set(refused) == {503}
     assert 5 <= len(asked) - len(refused) <= 8
+
+
+def test_a_reader_that_grants_without_end_loses_its_stream_and_fills_nobodys_pipe() -> None:
+    net = Net()
+    client, raw = net.raw_client(), net.raw_instance(credit=2)
+    net.send(client, mesh.REQUEST, STREAM, 1, 60_000, request("svc", window=1))
+    (token,) = tokens(raw)
+    for _ in range(dispatcher.MAX_GRANTS):
+        net.send(client, mesh.WINDOW, 0, 1, payload=mesh.pack_window(1))
+    assert not client.finals()
+    net.send(raw, mesh.PARTIAL, 0, token, 0, reply())
+    net.send(client, mesh.WINDOW, 0, 1, payload=mesh.pack_window(1))
+    assert not client.finals()
+    net.send(client, mesh.WINDOW, 0, 1, payload=mesh.pack_window(1))
+    assert client.finals() == [(1, 503)]
+    assert len(raw.got(mesh.CANCEL)) == 1
+    assert len(raw.got(mesh.WINDOW)) == dispatcher.MAX_GRANTS + 1
