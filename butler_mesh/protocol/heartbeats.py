@@ -45,7 +45,7 @@ class Heartbeats:
 
     def tick(self, now: float) -> None:
         """Send what is due."""
-        for key, (due, is_last) in list(self._probe_at.items()):
+        for key, (due, is_last) in list(self._probe_at.items()) if self._probe_at else ():
             if now >= due:
                 del self._probe_at[key]
                 pause_s = self._free_at[key] = now + max(PROBE_AGAIN_S, PROBE_S * self._probe(key, now))
@@ -56,7 +56,9 @@ class Heartbeats:
 
     def next_due(self) -> float:
         """Return when ``tick`` is to be called next."""
-        return min([self._beat_at, *(at for at, _ in self._probe_at.values())])
+        if not self._probe_at:
+            return self._beat_at  # asked once a turn, and nearly always so
+        return min(self._beat_at, *(at for at, _ in self._probe_at.values()))
 
     def _beat(self, now: float) -> None:
         peers = [peer for door in self._doors for peer in door.peers.values()]
