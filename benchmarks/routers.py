@@ -1,8 +1,8 @@
 """What several routers behind one list of endpoints give: ``make routers``.
 
 As many services and clients as routers; each service is registered with all of them, each client draws one
-by lot, and all of them call at the same time. On two cores more routers cannot give more calls, for the
-cores are busy with one; what must not grow is what a call costs.
+by lot, and all of them call at the same time. On two cores more routers give more calls only as far as cores
+were idle; what must not grow is what a call costs.
 """
 
 from __future__ import annotations

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
 from butler_mesh.cli.call import call
 from butler_mesh.cli.router import router
 from butler_mesh.cli.serve import serve
+from butler_mesh.cli.terminal import Refusal
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, is_asked: bool) -> None:
@@ -18,7 +20,23 @@ def _show_version(context: click.Context, parameter: click.Parameter, is_asked: 
         context.exit()
 
 
+class Commands(click.Group):
+    """What is asked for and cannot be is one line for the user, wherever it was noticed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was chosen."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from butler_mesh.errors import UsageError  # here, or help would load it
+
+            if isinstance(error, UsageError):
+                raise Refusal(str(error)) from error
+            raise
+
+
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Every command explains itself: butler-mesh COMMAND --help",
 )

@@ -42,8 +42,10 @@ BACKEND = "tcp://127.0.0.1:5556"
 @click.option(
     "--max-body-bytes",
     type=click.IntRange(min=1),
-    metavar="N",
-    help="Answer 413 to larger bodies.  [default: 16 MiB]",
+    metavar="BYTES",
+    envvar="BUTLER_MESH_MAX_BODY_BYTES",
+    show_envvar=True,
+    help="Answer 413 to larger bodies, what they are wrapped in included.  [default: 16777216]",
 )
 @log_level_option
 def router(

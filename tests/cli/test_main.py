@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 
 import butler_mesh
 from butler_mesh.cli.main import main
-from tests.programs import ROOT, run
+from tests.programs import ROOT, mesh, run
 
 COMMANDS = ("router", "serve", "call")
 
@@ -59,3 +60,12 @@ def test_help_loads_nothing_that_only_a_running_command_needs() -> None:
     )
     assert code == 0, err
     assert out.decode().splitlines()[-1] == "[]"
+
+
+def test_a_codec_that_does_not_exist_is_refused_in_one_line() -> None:
+    with mesh(
+        "router", "--bind", "tcp://127.0.0.1:*", env={**os.environ, "BUTLER_MESH_CODEC": "yaml"}
+    ) as program:
+        assert program.ends() == 2
+        assert "BUTLER_MESH_CODEC is one of ujson, orjson, not 'yaml'" in program.stderr
+        assert "Traceback" not in program.stderr
