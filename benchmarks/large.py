@@ -7,26 +7,23 @@ as they come; a *stall* is a client that was stopped with large replies on their
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import random
 import signal
-import socket
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import gevent
-from gevent.fileobject import FileObject
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness import attend_greenlets
+from benchmarks.parties import Party, free_ports
 from butler_mesh import Client, Router, Service
 
 MB = 1_000_000
@@ -40,7 +37,6 @@ PAUSE_S = 0.5
 CREDIT = 2 * STALLED
 """Those that are held back must not keep the small calls of the same instance waiting."""
 FORMS = ["router", "brokerless"]
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 # --- the processes --------------------------------------------------------------------------------
@@ -69,14 +65,14 @@ def serve(service: Service) -> None:
 
     with service:
         assert service.wait_until_registered(10)
-        _stay()
+        attend_greenlets()
 
 
 def router(endpoint: str) -> None:
     """Be a router until standard input ends."""
     with Router(max_body_bytes=LIMIT) as node:
         node.bind(endpoint)
-        _stay()
+        attend_greenlets()
 
 
 def instance(endpoint: str, name: str) -> None:
@@ -92,13 +88,10 @@ def bound(endpoint: str, name: str) -> None:
 
 
 def client(endpoint: str) -> None:
-    """Do the jobs that come as JSON, one a line, and answer each with a line."""
+    """Do the jobs that come."""
     with Client(endpoint, timeout=60) as caller:
         caller.request("mmi.status")
-        _say("ready")
-        for line in FileObject(sys.stdin.fileno(), "rb", close=False):
-            job = json.loads(line)
-            _say(json.dumps(JOBS[job.pop("job")](caller, **job)))
+        attend_greenlets(lambda job: JOBS[job.pop("job")](caller, **job))
 
 
 def _pass(caller: Client, service: str, direction: str, size: int, seconds: float) -> dict[str, float]:
@@ -148,15 +141,6 @@ def _ask(caller: Client, service: str) -> dict[str, float]:
     return {}
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _stay() -> None:
-    _say("ready")
-    FileObject(sys.stdin.fileno(), "rb", close=False).read()
-
-
 JOBS: dict[str, Callable[..., dict[str, float]]] = {
     "pass": _pass,
     "ping": _ping,
@@ -169,79 +153,42 @@ ROLES: dict[str, Callable[..., None]] = {each.__name__: each for each in (router
 # --- those who measure ----------------------------------------------------------------------------
 
 
-class Party:
-    """One of these processes."""
-
-    def __init__(self, role: str, *options: str) -> None:
-        self.role = role
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.large", "--role", role, *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def hear(self) -> str:
-        """Return its next line."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def tell(self, **job: Any) -> None:
-        """Give it a job; its answer is the next line."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-
-    def ask(self, **job: Any) -> dict[str, float]:
-        """Give it a job and wait for the answer."""
-        self.tell(**job)
-        found: dict[str, float] = json.loads(self.hear())
-        return found
+class Watched(Party):
+    """A party that can be stopped for a while, and whose peak of memory is looked at."""
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        self._process.send_signal(number)
-
-    def cpu_s(self) -> float:
-        """Return the CPU seconds that it has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        os.kill(self.pid, number)
 
     def forget_peak(self) -> None:
         """Let its peak begin anew."""
-        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def peak_mb(self) -> float:
         """Return the most memory it had resident."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM"))
 
     def stop(self) -> None:
-        """End it; by force if need be."""
-        assert self._process.stdin is not None
+        """End it, also where it was stopped."""
         self.signal(signal.SIGCONT)
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        super().stop()
 
 
 @contextmanager
-def mesh(form: str, clients: int) -> Iterator[tuple[list[Party], list[Party], str, str]]:
+def mesh(form: str, clients: int) -> Iterator[tuple[list[Watched], list[Watched], str, str]]:
     """Start a form; give those that listen, its clients, and the names of the large and the small service."""
     with ExitStack() as stack:
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
 
-        def start(role: str, *options: str) -> Party:
-            party = Party(role, *options)
+        def start(role: str, *options: str) -> Watched:
+            command = [sys.executable, "-m", "benchmarks.large", "--role", role, *options]
+            party = Watched(role, command, {}, log)
             stack.callback(party.stop)
-            if party.hear() != "ready":
-                raise SystemExit(f"the {role} did not start")
+            party.wait_until_ready()
             return party
 
-        endpoint = f"tcp://127.0.0.1:{_free_port()}"
+        endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
         if form == "router":
             # Two processes, for the small calls are to feel the router and not each other's handlers.
             parties = [start("router", endpoint), start("instance", endpoint, "large")]
@@ -276,24 +223,16 @@ def latency(form: str, company: str, seconds: float) -> dict[str, float]:
         caller.ask(job="ping", service=small, seconds=0.2)
         parties[0].forget_peak()
         if company == "flood":
-            other.tell(job="flood", service=large, seconds=seconds + 0.5)
+            other.tell({"job": "flood", "service": large, "seconds": seconds + 0.5})
         elif company == "stall":
             other.ask(job="ask", service=large)
             other.signal(signal.SIGSTOP)
         found = caller.ask(job="ping", service=small, seconds=seconds)
         found["peak_mb"] = parties[0].peak_mb()
         if company == "flood":
-            flood = json.loads(other.hear())
+            flood = other.hear()
             found["flood"] = flood["mb"] / flood["took_s"]
         return found
-
-
-def _free_port() -> int:
-    """Return a port that nobody listens on, below those the kernel gives to connections."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:

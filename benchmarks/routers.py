@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -19,10 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import Body, Call, Greenlets, attend_greenlets
+from benchmarks.harness import attend_greenlets
 from benchmarks.parties import Party, free_ports
+from benchmarks.systems.butler_mesh import SERVICE, keep_calling
 
-SERVICE = "bench.echo"
 IN_FLIGHT = 64
 
 
@@ -47,23 +47,10 @@ def service(*backs: str) -> None:
 
 def client(*fronts: str) -> None:
     """Call through one of the routers."""
-
-    def connect() -> Call:
-        from butler_mesh import Client
-
-        request = Client(fronts).request
-
-        def call(sent: Body) -> Body:
-            response = request(SERVICE, "/echo", sent)
-            response.raise_for_status()
-            return response.body  # type: ignore[no-any-return]
-
-        return call
-
-    Greenlets(connect).run()
+    keep_calling(fronts)
 
 
-ROLES = {"router": router, "service": service, "client": client}
+ROLES: dict[str, Callable[..., None]] = {"router": router, "service": service, "client": client}
 
 
 @contextmanager

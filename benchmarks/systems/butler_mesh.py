@@ -71,12 +71,13 @@ def client(form: str, place: Place) -> None:
 
         with Router(queue_limit=QUEUE_LIMIT) as router:
             router.bind(_front(form, place))
-            _call(router)
+            keep_calling(router)
     else:
-        _call(_front(form, place))
+        keep_calling(_front(form, place))
 
 
-def _call(address: Any) -> None:
+def keep_calling(address: Any) -> None:
+    """Be a client: do the jobs that come."""
     from butler_mesh import Client
 
     def connect() -> Call:
