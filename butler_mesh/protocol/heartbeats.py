@@ -37,7 +37,7 @@ class Heartbeats:
             if waiting is None:
                 free_at = self._free_at.get(key, now)
                 if free_at <= now:
-                    self._probe(key, now)
+                    self._probe(key)
                 self._probe_at[key] = (max(free_at, now + PROBE_AGAIN_S), True)
             else:
                 # Not put off, or people who come and go would keep it off for ever; but one more after it.
@@ -48,9 +48,9 @@ class Heartbeats:
         for key, (due, is_last) in list(self._probe_at.items()) if self._probe_at else ():
             if now >= due:
                 del self._probe_at[key]
-                pause_s = self._free_at[key] = now + max(PROBE_AGAIN_S, PROBE_S * self._probe(key, now))
+                free_at = self._free_at[key] = now + max(PROBE_AGAIN_S, PROBE_S * self._probe(key))
                 if not is_last:
-                    self._probe_at[key] = (pause_s, True)
+                    self._probe_at[key] = (free_at, True)
         if now >= self._beat_at:
             self._beat(now)
 
@@ -68,7 +68,7 @@ class Heartbeats:
             peer.heartbeat()
         self._beat_at = now + self._interval_s / shares
 
-    def _probe(self, key: tuple[Door, bool], now: float) -> int:
+    def _probe(self, key: tuple[Door, bool]) -> int:
         """Probe one kind of a door's peers; return how many those are."""
         door, are_instances = key
         probed: list[Peer] = [p for p in door.peers.values() if isinstance(p, InstancePeer) is are_instances]

@@ -11,10 +11,10 @@ import pytest
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import workers, zeromq
 from butler_mesh.connections.base import Delivery
-from butler_mesh.connections.engine import MeshInstance
+from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.workers import Worker
-from butler_mesh.protocol.mesh import FINAL, IDEMPOTENT, ONE_WAY, STREAM
+from butler_mesh.protocol.mesh import FINAL, IDEMPOTENT, MAX_BATCH_RECORDS, ONE_WAY, STREAM
 from butler_mesh.protocol.peers import InstancePeer
 from tests.connections.contract import PATIENCE_S, Call, Gate, echo
 from tests.connections.engines import SocketEngine, machine_of
@@ -164,6 +164,27 @@ def test_an_instance_without_any_router_closes_at_once() -> None:
     assert not instance.wait_until_registered(0.02)
     with gevent.Timeout(2.0):
         instance.close(PATIENCE_S)
+
+
+def test_replies_that_fill_a_message_leave_while_others_of_the_turn_have_yet_to_be_made() -> None:
+    node = RouterNode()
+    instance, client = MeshInstance([node.dial], "svc", ()), MeshClient([node.dial])
+    arrived: list[int] = []
+
+    def handler(delivery: Delivery) -> None:
+        assert node._local is not None
+        arrived.append(len(node._local._inbox))
+        delivery.reply(200, b"{}")
+
+    instance.serve(handler)
+    assert Call(client).status == 200
+    arrived.clear()
+    calls = [Call(client) for _ in range(MAX_BATCH_RECORDS + 8)]
+    assert {call.status for call in calls} == {200}
+    assert arrived == [0] * MAX_BATCH_RECORDS + [1] * 8
+    client.close(PATIENCE_S)
+    instance.close(PATIENCE_S)
+    node.close()
 
 
 # --- several routers ----------------------------------------------------------------------------
