@@ -21,11 +21,13 @@ setup(
         "ujson>=5.10",
         "jinja2>=3.1",
         "werkzeug>=3.0",
+        "itsdangerous>=2.1",
         "click>=8.1",
         "rich>=13",
     ],
     extras_require={
         "fast": ["orjson>=3.10"],  # JSON, with BUTLER_MESH_CODEC=orjson
+        "flask": ["flask>=3"],  # butler_mesh.web.flask
         "majortomo": ["pyyaml>=6"],  # the configuration file of its broker
         "rabbitmq": ["pika>=1.4"],
         "tracing": ["opentelemetry-api"],
@@ -40,6 +42,9 @@ setup(
             "types-PyYAML",
             "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
             "six",  # which majortomo needs and does not declare
+            "flask>=3",  # a WSGI application of another make, behind our fronts
+            "gunicorn>=22",  # a WSGI server of another make, before our applications
+            "packaging",  # which gunicorn needs
             "docutils",  # reads the documentation, as a test
             "orjson>=3.10",  # the other codec, tested side by side with ujson
         ],

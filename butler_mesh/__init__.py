@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from butler_mesh.sink import Sink as Sink
     from butler_mesh.web.handlers import JSONMessageHandler as JSONMessageHandler
     from butler_mesh.web.handlers import WebMessageHandler as WebMessageHandler
+    from butler_mesh.web.mongrel2 import Mongrel2Connection as Mongrel2Connection
     from butler_mesh.web.templating import Jinja2Rendering as Jinja2Rendering
     from butler_mesh.web.templating import load_jinja2_env as load_jinja2_env
     from butler_mesh.web.wsgi import WSGIConnection as WSGIConnection
@@ -38,6 +39,7 @@ _HOMES = {
     "Jinja2Rendering": "web.templating",
     "JSONMessageHandler": "web.handlers",
     "MessageHandler": "handlers",
+    "Mongrel2Connection": "web.mongrel2",
     "Resource": "resources",
     "Router": "router",
     "Service": "service",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context, copy_context
+from functools import cached_property
+from importlib import import_module
 from types import FunctionType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent.pool import Group
 
@@ -20,11 +22,18 @@ from butler_mesh.replies import answer
 from butler_mesh.resources import Resources
 from butler_mesh.routing import RouteKind, RouteTable
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
 _log = logging.getLogger("butler_mesh.application")
 
 
 class MessageConnection(Protocol):
-    """How messages get into an Application."""
+    """How messages get into an Application.
+
+    One may have, besides: ``kind``, the RouteKind of what it brings, which functions become routes of; and
+    ``wsgi_options()``, a dict of what ``wsgi_app`` takes.
+    """
 
     def start(self, application: Application) -> None:
         """Begin to bring messages."""
@@ -38,7 +47,9 @@ class Application:
 
     ``handler_tuples`` are ``(regex, handler class)``; of those that match a path the first wins, and two
     that claim the same raise RouteCollision at once. ``template_loader`` is what ``load_jinja2_env``
-    returns. ``cookie_secret`` is kept for handlers that sign cookies.
+    returns. ``cookie_secret`` signs the cookies that handlers set with ``secret=True``; whoever has it can
+    forge them, so it is long, random, and not in the code. ``base_handler`` is a class for what no route
+    matches, among messages of its kind; without one that is 404.
     """
 
     def __init__(
@@ -48,12 +59,14 @@ class Application:
         *,
         template_loader: Callable[[], Any] | None = None,
         log_level: int | str | None = None,
-        cookie_secret: str | None = None,
+        cookie_secret: str | bytes | None = None,
+        base_handler: type[MessageHandler] | None = None,
         grace_s: float = GRACE_S,
         tracebacks: bool = True,
     ) -> None:
         self.msg_conn = msg_conn
         self.cookie_secret = cookie_secret
+        self.base_handler = None if base_handler is None else _checked(base_handler)
         self.grace_s = grace_s
         self.tracebacks = tracebacks
         self.routes = RouteTable()
@@ -73,25 +86,32 @@ class Application:
 
     def add_handler(self, pattern: str, handler: type[MessageHandler]) -> None:
         """Add one route; raises RouteCollision or UsageError."""
-        if not (isinstance(handler, type) and issubclass(handler, MessageHandler)):
-            raise UsageError(f"{handler!r} is not a handler class")
-        self.routes.add(pattern, handler, handler.kind)
+        self.routes.add(pattern, _checked(handler), handler.kind)
 
     def add_route(
-        self, pattern: str, method: str | Sequence[str] = "request"
+        self, pattern: str, method: str | Sequence[str] | None = None, kind: RouteKind | None = None
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Make a function a service route: ``function(application, message)`` returns the reply's body.
+        """Make a function a route, for these methods: ``function(application, message)``, which is given what
+        the pattern captured, too.
 
-        Web routes by function come with the web front ends; a web handler is a class.
+        A service route's function returns the reply's body, for ``request`` where no method is named; a
+        web route's what the method of a web handler does, for ``get``. Where a status or headers go with it,
+        either returns a ServiceResponse. ``kind`` is that of the messages which ``msg_conn`` brings, unless
+        it is given; without either, SERVICE. Raises UsageError for a method that no such route has.
         """
-        methods = (method,) if isinstance(method, str) else tuple(method)
+        if kind is None:
+            kind = getattr(self.msg_conn, "kind", RouteKind.SERVICE)
+        base = ServiceMessageHandler if kind is RouteKind.SERVICE else _web("templating").Jinja2Rendering
+        if method is None:
+            method = "request" if kind is RouteKind.SERVICE else "get"
+        names = [name.lower() for name in ((method,) if isinstance(method, str) else method)]
+        if not set(names) <= set(base.methods):
+            raise UsageError(f"{method!r} is not of the methods {', '.join(base.methods)}")
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            method = _calling(function)
-            members = {name.lower(): method for name in methods}
-            members["__doc__"] = function.__doc__ or ""  # type: ignore[assignment]
-            name = function.__name__
-            self.add_handler(pattern, type(name, (ServiceMessageHandler,), dict(members)))
+            members: dict[str, Any] = dict.fromkeys(names, _calling(function, kind))
+            members["__doc__"] = function.__doc__ or ""
+            self.add_handler(pattern, type(function.__name__, (base,), members))
             return function
 
         return decorate
@@ -132,15 +152,29 @@ class Application:
             self._template_env = self._template_loader()
         return self._template_env
 
+    @cached_property
+    def wsgi(self) -> WSGIApplication:
+        """The web routes as a WSGI callable, for any server whose workers are gevent's.
+
+        gunicorn takes a plain name: put ``wsgi = app.wsgi`` into ``pages.py``, then
+        ``gunicorn --worker-class gevent pages:wsgi``. ``msg_conn`` is not started then; of a web connection
+        only the options count (deadline, largest body, trusted proxies).
+        """
+        options: dict[str, Any] = getattr(self.msg_conn, "wsgi_options", dict)()
+        made: WSGIApplication = _web("wsgi").wsgi_app(self, **options)
+        return made
+
     # --- messages -----------------------------------------------------------------------------
 
     def answer(self, kind: RouteKind, message: Any) -> Any:
         """Run the handler for a message and return its reply; raises NotFound, and what it raises."""
         match = self.routes.match(kind, message.path)
-        if match is None:
-            raise NotFound(f"no such path: {message.path}", status=404)
-        handler: MessageHandler = match.target(self, message)
-        return handler.run(*match.args, **match.kwargs)
+        if match is not None:
+            handler: MessageHandler = match.target(self, message)
+            return handler.run(*match.args, **match.kwargs)
+        if self.base_handler is not None and self.base_handler.kind is kind:
+            return self.base_handler(self, message).run()
+        raise NotFound(f"no such path: {message.path}", status=404)
 
     def deliver(self, delivery: Delivery) -> bool:
         """Answer one request to this service; False when its handler failed."""
@@ -190,11 +224,24 @@ class Application:
             _log.exception("response-handler-failed %s", response.path)
 
 
-def _calling(function: Callable[..., Any]) -> FunctionType:
+def _checked(handler: type[MessageHandler]) -> type[MessageHandler]:
+    if not (isinstance(handler, type) and issubclass(handler, MessageHandler)):
+        raise UsageError(f"{handler!r} is not a handler class")
+    return handler
+
+
+def _web(module: str) -> Any:
+    """Return a module of the web's, which lie a floor above: they are loaded by those who have pages."""
+    return import_module(f"butler_mesh.web.{module}")
+
+
+def _calling(function: Callable[..., Any], kind: RouteKind) -> FunctionType:
     def method(self: MessageHandler, *args: Any, **kwargs: Any) -> Any:
         result = function(self.application, self.message, *args, **kwargs)
-        # Such a function has no status to set: returning nothing is no sign of unfinished work.
-        return ServiceResponse(path=self.message.path) if result is None else result
+        if kind is RouteKind.SERVICE and result is None:
+            # Such a function has no status to set: returning nothing is no sign of unfinished work.
+            return ServiceResponse(path=self.message.path)
+        return result
 
     method.__doc__ = function.__doc__
     return method  # type: ignore[return-value]

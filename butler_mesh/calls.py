@@ -164,6 +164,22 @@ class ResponseStream:
                 break
         return bool(parts.arrived) or self._is_over
 
+    def begin(self) -> ServiceResponse:
+        """Wait for the first reply and return the response, whatever its status: one that came whole as it
+        is, one that comes in parts with this stream, from its first part on, as its body."""
+        parts = self.on_reply
+        while not parts.arrived:
+            parts.changed.clear()
+            parts.changed.wait()
+        kind, status, flags, envelope = parts.arrived[0]
+        response = decode_response(status, flags, envelope, self._path)
+        if kind == FINAL:
+            parts.arrived.clear()
+            self.response, self._is_over = response, True
+        else:
+            response.body = self
+        return response
+
     def __next__(self) -> Body:
         """Return the next part's body; raises the failure if the stream ended in one."""
         if self._is_over:

@@ -190,7 +190,13 @@ class Client:
         ``timeout`` runs to the first part and between parts.
         """
         request = ServiceRequest(path, method, arguments, headers, body)
-        stream = ResponseStream(path, self)
+        return self.send_stream(service, request, timeout=timeout)
+
+    def send_stream(
+        self, service: str | None, request: ServiceRequest, *, timeout: float | None = None
+    ) -> ResponseStream:
+        """Send a request made before; otherwise as ``request_stream``."""
+        stream = ResponseStream(request.path, self)
         stream.bind(
             *self.submit(
                 service, request, stream.on_reply, timeout=timeout, flags=STREAM, window=STREAM_WINDOW

@@ -150,6 +150,32 @@ class ServiceClientMixin:
 
         client.submit(None, request, on_reply, timeout=timeout, inherit=False)
 
+    def forward_to_service(
+        self,
+        address: str,
+        request: ServiceRequest | None = None,
+        *,
+        timeout: float | None = None,
+        direct: bool = False,
+    ) -> ServiceResponse:
+        """Give the web client to a service, whose handler answers it: return what this returns.
+
+        ``request`` None is the web request itself. Status, headers and body are the service's; parts that
+        it streams reach the client as they come, at the client's pace. A service that dies is 502, the
+        deadline 504. ``direct`` lets a service that has DirectReplies answer through Mongrel2 itself, where
+        that is the front: the client's connection is closed afterwards.
+        """
+        message = getattr(self, "message", None)
+        if request is None:
+            if message is None:
+                raise UsageError("without a web request in ``self.message``, give the request to forward")
+            request = message.to_service_request()
+        hand_over = getattr(message, "hand_over", None) if direct else None
+        if hand_over is not None:
+            request.headers = {**request.headers, **hand_over()}
+        client, _ = self._client(address)
+        return client.send_stream(None, request, timeout=timeout).begin()
+
     # --- within -------------------------------------------------------------------------------
 
     def _handle(self, response: ServiceResponse) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 import gevent
 import pytest
+from werkzeug.test import Client as WSGIClient
+from werkzeug.wrappers import Response
 
 from butler_mesh import deadlines
 from butler_mesh.application import Application
@@ -14,6 +16,7 @@ from butler_mesh.errors import NotFound, RouteCollision, UsageError
 from butler_mesh.handlers import MessageHandler, ServiceMessageHandler
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.routing import RouteKind
+from butler_mesh.web.handlers import WebMessageHandler
 from tests.meshes import Mesh
 from tests.waiting import wait_for
 
@@ -128,6 +131,175 @@ def test_a_path_with_spaces_or_unicode_can_be_a_route(mesh: Mesh) -> None:
     client = mesh.client()
     assert client.request("app", "/with spaces").body == "one"
     assert client.request(None, "/ünïcödé/☃").body == "two"
+
+
+# --- functions as pages ------------------------------------------------------------------------------
+
+
+class Connection:
+    """Brings nothing; ``kind`` is whatever the test says, or not there at all."""
+
+    def __init__(self, kind: RouteKind | None = None, **options: Any) -> None:
+        if kind is not None:
+            self.kind = kind
+        if options:
+            self.wsgi_options = lambda: options
+
+    def start(self, application: Application) -> None:
+        raise AssertionError("started")
+
+    def close(self, grace_s: float) -> None:
+        pass
+
+
+def pages(*functions: Any, **options: Any) -> WSGIClient:
+    """Return a client of an application whose pages are these functions, each at its name."""
+    application = Application(**options)
+    for function in functions:
+        application.add_route(f"^/{function.__name__}$", kind=RouteKind.WEB)(function)
+    return WSGIClient(application.wsgi)
+
+
+def test_the_connection_decides_what_a_function_is_a_route_of_unless_it_is_said() -> None:
+    def function(application: Application, message: Any) -> str:
+        return "done"
+
+    for connection, kind, expected in (
+        (None, None, RouteKind.SERVICE),
+        (Connection(), None, RouteKind.SERVICE),
+        (Connection(RouteKind.SERVICE), None, RouteKind.SERVICE),
+        (Connection(RouteKind.WEB), None, RouteKind.WEB),
+        (Connection(RouteKind.WEB), RouteKind.SERVICE, RouteKind.SERVICE),
+        (Connection(), RouteKind.WEB, RouteKind.WEB),
+    ):
+        application = Application(connection)
+        assert application.add_route("^/a$", kind=kind)(function) is function
+        assert [route.kind for route in application.routes] == [expected]
+
+
+def test_a_function_returns_what_the_method_of_a_web_handler_does() -> None:
+    def text(application: Application, message: Any) -> str:
+        return f"hello {message.get_argument('name')}"
+
+    def document(application: Application, message: Any) -> Any:
+        return {"a": 1}
+
+    def response(application: Application, message: Any) -> Response:
+        return Response("teapot", 418)
+
+    def stream(application: Application, message: Any) -> Any:
+        yield "a"
+        yield b"b"
+
+    def reply(application: Application, message: Any) -> ServiceResponse:
+        return ServiceResponse(201, "made", {"a": 1}, {"X-Mood": "good"})
+
+    def nothing(application: Application, message: Any) -> None:
+        pass
+
+    def broken(application: Application, message: Any) -> None:
+        raise ValueError("secret")
+
+    client = pages(text, document, response, stream, reply, nothing, broken)
+    assert client.get("/text?name=ada").text == "hello ada"
+    assert client.get("/document").json == {"a": 1}
+    assert client.get("/response").status_code == 418
+    assert client.get("/stream").data == b"ab"
+    made = client.get("/reply")
+    assert (made.status_code, made.json, made.headers["X-Mood"]) == (201, {"a": 1}, "good")
+    assert client.get("/nothing").status_code == 500
+    assert client.get("/broken").status_code == 500
+    assert "secret" not in client.get("/broken").text
+    assert client.post("/text").status_code == 405
+    assert client.post("/text").headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert client.head("/text").status_code == 200
+
+
+def test_the_captures_of_a_pages_route_are_its_functions_arguments() -> None:
+    application = Application()
+
+    @application.add_route(r"^/(\w+)/(?P<last>\w+)$", method=["GET", "post"], kind=RouteKind.WEB)
+    def name(application: Application, message: Any, first: str, *, last: str) -> str:
+        """Say a name."""
+        return f"{message.method} {first} {last}"
+
+    client = WSGIClient(application.wsgi)
+    assert client.get("/ada/lovelace").text == "get ada lovelace"
+    assert client.post("/ada/lovelace").text == "post ada lovelace"
+    assert client.put("/ada/lovelace").headers["Allow"] == "GET, HEAD, POST, OPTIONS"
+    assert next(iter(application.routes)).target.__doc__ == "Say a name."
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("request", RouteKind.WEB),
+        ("response", RouteKind.WEB),
+        ("fetch", RouteKind.WEB),
+        ("fetch", None),
+        (["get", "x"], None),
+    ],
+)
+def test_a_method_that_no_such_route_has_is_refused(method: Any, kind: RouteKind | None) -> None:
+    with pytest.raises(UsageError, match="is not of the methods"):
+        Application().add_route("^/a$", method, kind)
+
+
+# --- what no route matches ---------------------------------------------------------------------------
+
+
+class Anywhere(ServiceMessageHandler):
+    def request(self) -> Any:
+        return f"nothing at {self.message.path}"
+
+
+class Page(WebMessageHandler):
+    def get(self) -> str:
+        return f"nothing at {self.message.path}"
+
+
+def test_a_base_handler_answers_what_no_route_matches(mesh: Mesh) -> None:
+    mesh.application([("^/one$", One)], base_handler=Anywhere)
+    client = mesh.client()
+    assert client.request("app", "/one").body == "one"
+    assert client.request("app", "/two").body == "nothing at /two"
+    assert client.request("app", "/two", method="put").status_code == 405
+    assert "/one" in str(client.describe("app"))
+
+
+def test_a_base_handler_answers_messages_of_its_kind_only() -> None:
+    application = Application(None, [("^/a$", One)], base_handler=Page)
+    client = WSGIClient(application.wsgi)
+    assert client.get("/b").text == "nothing at /b"
+    assert client.post("/b").status_code == 405
+    with pytest.raises(NotFound):
+        application.answer(RouteKind.SERVICE, ServiceRequest("/b"))
+    assert application.handle_response(ServiceResponse(200, path="/b")) is None
+    assert WSGIClient(Application(base_handler=Anywhere).wsgi).get("/b").status_code == 404
+
+
+@pytest.mark.parametrize("handler", [object, Anywhere(None, ServiceRequest()), lambda: None])
+def test_a_base_handler_is_a_handler_class(handler: Any) -> None:
+    with pytest.raises(UsageError, match="handler class"):
+        Application(base_handler=handler)
+
+
+# --- WSGI --------------------------------------------------------------------------------------------
+
+
+def test_an_application_is_a_wsgi_callable_with_its_connections_options_and_without_starting_it() -> None:
+    connection = Connection(RouteKind.WEB, max_body_bytes=3)
+    application = Application(connection, [("^/a$", Page)])
+    assert application.wsgi is application.wsgi
+    client = WSGIClient(application.wsgi)
+    assert client.get("/a").text == "nothing at /a"
+    assert client.get("/a", data=b"1234").status_code == 413
+
+
+@pytest.mark.parametrize("connection", [None, Connection()])
+def test_without_options_of_its_connection_it_has_the_usual_ones(connection: Any) -> None:
+    client = WSGIClient(Application(connection, [("^/a$", Page)]).wsgi)
+    assert client.get("/a", data=b"1234").status_code == 200
 
 
 # --- replies -----------------------------------------------------------------------------------------

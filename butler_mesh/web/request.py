@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from werkzeug.datastructures import ImmutableMultiDict
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser, MultiPartParser
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 from werkzeug.wrappers import Request
 from werkzeug.wsgi import LimitedStream
@@ -16,12 +17,37 @@ from werkzeug.wsgi import LimitedStream
 from butler_mesh import codec
 from butler_mesh.deadlines import NEVER
 from butler_mesh.errors import BadRequest
+from butler_mesh.messages import ServiceRequest
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from werkzeug.datastructures import Headers
+    from werkzeug.sansio.multipart import File
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """What a request's body may hold: as much as one message of the mesh, for many a body goes on into it."""
+PART_BYTES = 256 * 1024
+"""Of a body that is sent on: large enough that calls cost little beside its bytes, and a few of them fit
+into any memory."""
+
+MAX_FORM_FIELDS = 10_000
+"""What a form may hold, of either kind: such a one takes 10 ms, as multipart 0.2 s. The bytes alone are no
+bound: a body of ``a&a&…`` becomes forty times its size in memory."""
+MAX_FIELD_BYTES = 1024 * 1024
+"""What one field of text in a multipart form may hold, and a form of the other kind as a whole: of escapes
+alone, 1 MiB takes 80 ms. Files may be larger: they go to disk."""
+MAX_JSON_BYTES = 4 * 1024 * 1024
+"""What a body of JSON may hold: of the costliest, which is empty lists, so much takes 0.3 s."""
+MAX_PART_LINES = 100
+"""Lines in the head of a part of a multipart form, as Python's HTTP has it for heads. Honest ones have three;
+each costs forty times its bytes in memory, too."""
+
+_URLENCODED = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
+
+_HOP_BY_HOP = frozenset(
+    {"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 
 _numbers = itertools.count(1)
 
@@ -31,6 +57,15 @@ class BoundedStream(LimitedStream):
 
     werkzeug's own cuts such a body off at the maximum, without a word, when it is read in one go.
     """
+
+    def readinto(self, b: bytearray) -> int | None:  # type: ignore[override]  # werkzeug's own
+        """Read; a body that is malformed is one that broke off (400), whatever the server calls it."""
+        try:
+            return super().readinto(b)
+        except HTTPException:
+            raise
+        except Exception as error:  # gunicorn has exceptions of its own for chunks
+            raise ClientDisconnected from error
 
     def on_exhausted(self) -> None:
         """Raise unless the maximum was the end, too."""
@@ -50,18 +85,81 @@ class BoundedStream(LimitedStream):
         return data
 
 
+class Parts(MultiPartParser):
+    """The parts of a multipart form; a head of more than MAX_PART_LINES raises 413."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._files: list[IO[bytes]] = []
+
+    def start_file_streaming(self, event: File, total_content_length: int | None) -> IO[bytes]:
+        """Begin a file."""
+        _check_head(event.headers)
+        self._files.append(super().start_file_streaming(event, total_content_length))
+        return self._files[-1]
+
+    def get_part_charset(self, headers: Headers) -> str:
+        """End a field of text."""
+        _check_head(headers)
+        return super().get_part_charset(headers)
+
+    def close(self) -> None:
+        """Close the files of a form that will not be."""
+        for file in self._files:
+            file.close()
+
+
+class Forms(FormDataParser):
+    """Reads forms, multipart ones by Parts; ValueError for what is none."""
+
+    def parse(
+        self,
+        stream: IO[bytes],
+        mimetype: str,
+        content_length: int | None,
+        options: dict[str, str] | None = None,
+    ) -> Any:
+        """Return the stream, the fields and the files."""
+        if mimetype != _MULTIPART:
+            return super().parse(stream, mimetype, content_length, options)
+        parts = Parts(
+            self.stream_factory, self.max_form_memory_size, self.cls, max_form_parts=self.max_form_parts
+        )
+        try:
+            boundary = (options or {}).get("boundary", "").encode("ascii")
+            if not boundary:
+                raise ValueError("no boundary")
+            return stream, *parts.parse(stream, boundary, content_length)
+        except BaseException as error:
+            parts.close()
+            if isinstance(error, ValueError) and not stream.tell() and not stream.read(1):
+                return stream, self.cls(), self.cls()  # no body: some clients send GET with such a type
+            raise
+
+
 class WebRequest(Request):
     """One HTTP request; werkzeug's, with the names that all messages share.
 
-    Beside those: ``body`` (bytes), ``args`` (the query), ``form``, ``headers``, ``cookies``, and
-    ``remote_addr``, the peer of the connection (headers that claim another are not believed). ``method``
-    is lower-case. ``conn_id`` is the request's number in this process, ``deadline`` when it must be done
-    (monotonic seconds). A body over ``max_body_bytes`` raises 413 where it is read; no more than that
-    is ever in memory.
+    Beside those: ``body`` (bytes), ``args`` (the query), ``form``, ``files`` (uploads by field: werkzeug's
+    FileStorage, closed with the request), ``headers``, ``cookies`` and ``url``. ``method`` is lower-case.
+    ``conn_id`` is the request's number in this process, ``deadline`` when it must be done (monotonic
+    seconds).
+
+    ``remote_addr`` is the peer of the connection, and headers that claim another are not believed; with
+    ``trusted_proxies`` in front, which add to ``X-Forwarded-For``, ``-Proto`` and ``-Host``, address,
+    scheme and host are what the first of them saw: the values that stand so many places from the right.
+
+    A body over ``max_body_bytes`` raises 413 where it is read; no more than that is ever in memory. So does a
+    form of more than ``max_form_parts`` fields (files included); a multipart form's field of text, or another
+    form as a whole, over ``max_form_memory_size`` bytes; and JSON over ``max_json_bytes``: parsing holds the
+    process. These are attributes, to be changed in the class. A form that is cut off or garbled is a
+    BadRequest (400).
     """
 
-    # The form's fields are part of the body, which has its bound; a second one would only surprise.
-    max_form_memory_size = None
+    form_data_parser_class = Forms
+    max_form_parts = MAX_FORM_FIELDS
+    max_form_memory_size = MAX_FIELD_BYTES
+    max_json_bytes = MAX_JSON_BYTES
 
     def __init__(
         self,
@@ -71,7 +169,10 @@ class WebRequest(Request):
         *,
         deadline: float = NEVER,
         max_body_bytes: int = MAX_BODY_BYTES,
+        trusted_proxies: int = 0,
     ) -> None:
+        if trusted_proxies:
+            environ = _before_proxies(environ, trusted_proxies)
         super().__init__(environ, populate_request, shallow)
         self.method = self.method.lower()
         self.conn_id = next(_numbers)
@@ -91,22 +192,24 @@ class WebRequest(Request):
 
     def check_length(self) -> None:
         """Raise 413 for a body that says itself that it is too large."""
-        if (self.content_length or 0) > self.max_body_bytes:
-            raise RequestEntityTooLarge
+        self._check_memory(self.max_body_bytes)
+
+    def parts(self, size: int = PART_BYTES) -> Iterator[bytes]:
+        """Yield the body in parts of ``size`` bytes, the last of what is left: for one that is to be sent on,
+        and need not be in memory as a whole."""
+        part = b""
+        while data := self.stream.read(size - len(part)):
+            part += data
+            if len(part) == size:
+                yield part
+                part = b""
+        if part:
+            yield part
 
     @property
     def body(self) -> bytes:
         """The whole body; empty for a multipart form whose fields were asked for first."""
         return self.get_data()
-
-    @cached_property
-    def form(self) -> ImmutableMultiDict[str, str]:
-        """The fields of a form, from the body."""
-        if self.mimetype != "multipart/form-data":
-            self.get_data()  # keeps the body, which the parser would use up
-        self._load_form_data()
-        form: ImmutableMultiDict[str, str] = self.__dict__["form"]
-        return form
 
     @cached_property
     def json_body(self) -> Any:
@@ -116,15 +219,19 @@ class WebRequest(Request):
         """
         if not self.is_json:
             return None
+        self._check_memory(self.max_json_bytes)
+        body = self.body
+        if len(body) > self.max_json_bytes:
+            raise RequestEntityTooLarge
         try:
-            return codec.loads(self.body)
+            return codec.loads(body)
         except ValueError as error:
             raise BadRequest(f"the body is not JSON: {error}", status=400) from error
 
     def get_argument(self, name: str, default: Any = None) -> Any:
         """Return a field of the query, else of the form, else of the JSON object; else the default.
 
-        Of a field that comes several times the first; ``args.getlist(name)`` has them all.
+        Of a field that comes several times the first.
         """
         if name in self.args:
             return self.args[name]
@@ -133,5 +240,80 @@ class WebRequest(Request):
         document = self.json_body
         return document.get(name, default) if isinstance(document, Mapping) else default
 
+    def get_arguments(self, name: str) -> list[Any]:
+        """Return all values of a field: the query's, then the form's, then those of the JSON object, where a
+        list is several."""
+        values: list[Any] = [*self.args.getlist(name), *self.form.getlist(name)]
+        document = self.json_body
+        if isinstance(document, Mapping) and name in document:
+            value = document[name]
+            values += value if isinstance(value, list) else [value]
+        return values
+
+    def make_form_data_parser(self) -> FormDataParser:
+        """Return what reads forms; where it cannot, it says so (werkzeug's way is an empty form)."""
+        parser = super().make_form_data_parser()
+        parser.silent = False
+        return parser
+
+    def _load_form_data(self) -> None:
+        """Put ``form`` and ``files`` in their places: what werkzeug calls when one is first asked for."""
+        if self.mimetype == _URLENCODED:
+            self._check_memory(self.max_form_memory_size)
+            data = self.get_data()  # keeps the body, which the parser would use up
+            if len(data) > self.max_form_memory_size or data.count(b"&") >= self.max_form_parts:
+                raise RequestEntityTooLarge
+        try:
+            super()._load_form_data()
+        except ValueError as error:
+            raise BadRequest(f"the body is not the form it says it is: {error}", status=400) from error
+
+    def to_service_request(self, path: str | None = None) -> ServiceRequest:
+        """Return this request as one for a service: its path and method, the arguments of query and form,
+        its headers (lower case, those of the connection left out), and as body its JSON value or bytes.
+
+        Of an argument that comes several times the value is a list. Files stay here: they are streams.
+        """
+        values = dict(self.args.lists())
+        for name, found in self.form.lists():
+            values[name] = [*values.get(name, []), *found]
+        is_form = self.mimetype in (_MULTIPART, _URLENCODED)
+        body = None if is_form else self.json_body if self.is_json else self.body or None
+        return ServiceRequest(
+            self.path if path is None else path,
+            self.method,
+            {name: found[0] if len(found) == 1 else found for name, found in values.items()},
+            {name.lower(): value for name, value in self.headers if name.lower() not in _HOP_BY_HOP},
+            body,
+        )
+
+    def hand_over(self) -> dict[str, str]:
+        """Let a service answer the client itself, where the front can: the headers that tell it how."""
+        line = self.environ.get("butler_mesh.line")
+        return {} if line is None else line.hand_over()
+
+    def was_answered(self) -> None:
+        """Note that the service has: nothing that is returned here is sent."""
+        line = self.environ.get("butler_mesh.line")
+        if line is not None and line.is_last:
+            line.handed_over()
+
+    def _check_memory(self, most: int) -> None:
+        if (self.content_length or 0) > most:
+            raise RequestEntityTooLarge
+
     def __repr__(self) -> str:
         return f"<WebRequest {self.method} {self.path[:80]!r}>"
+
+
+def _check_head(headers: Headers) -> None:
+    if len(headers) > MAX_PART_LINES:
+        raise RequestEntityTooLarge
+
+
+def _before_proxies(environ: WSGIEnvironment, proxies: int) -> WSGIEnvironment:
+    """Return a copy of the environ as the first of so many proxies would have made it."""
+    environ = environ.copy()
+    fix = ProxyFix(lambda environ, start_response: (), x_for=proxies, x_proto=proxies, x_host=proxies)
+    fix(environ, cast("StartResponse", None))
+    return environ

@@ -42,8 +42,16 @@ class Jinja2Rendering(WebMessageHandler):
     def render_template(
         self, template_file: str, /, _status_code: int | None = None, **context: Any
     ) -> Response:
-        """Return the reply: the template, filled in; 200 unless another status is given or was set."""
-        page = self.application.template_env.get_template(template_file).render(**context)
+        """Return the reply: the template, filled in; 200 unless another status is given or was set.
+
+        What a template raises is the method's failure; the log names the template, the page does not.
+        """
+        environment = self.application.template_env
+        try:
+            page = environment.get_template(template_file).render(**context)
+        except Exception as error:
+            error.add_note(f"in the template {template_file!r}")
+            raise
         self.set_body(page, status_code=_status_code)
         return self.render()
 

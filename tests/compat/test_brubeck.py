@@ -10,6 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
+from werkzeug.test import Client
 
 from butler_mesh import Router, ServiceResponse
 from butler_mesh.compat import brubeck
@@ -300,6 +301,43 @@ def test_a_function_may_render_its_reply(address: str, application: Brubeck) -> 
         assert response.headers["X"] == "y"
     finally:
         service.close()
+
+
+def test_a_function_may_render_a_page(address: str) -> None:
+    site = Brubeck(WSGIConnection(port=0), cookie_secret=SECRET)
+
+    @site.add_route("^/(?P<name>[a-z]+)$", method=["GET", "POST"])
+    def page(application: Brubeck, message: Any, name: str) -> Any:
+        return render(f"{message.method} {name}", 201, "Created", {"X": "y"})
+
+    with Client(site.wsgi).post("/hello") as response:
+        assert (response.status_code, response.text, response.headers["X"]) == (201, "post hello", "y")
+
+
+def test_a_handler_sets_and_reads_cookies_as_it_did() -> None:
+    class Page(WebMessageHandler):
+        def get(self) -> Any:
+            self.set_cookie("user", "ada", secret=self.application.cookie_secret)
+            self.set_body(str(self.get_cookie("user", "nobody", self.application.cookie_secret)))
+            return self.render()
+
+        def post(self) -> Any:
+            self.delete_cookies()
+            return self.redirect("/")
+
+    client = Client(Brubeck(None, [("^/$", Page)], cookie_secret=SECRET).wsgi)
+    assert [client.get("/").text, client.get("/").text] == ["nobody", "ada"]
+    assert client.post("/").status_code == 302
+    assert client.get("/").text == "nobody"
+
+
+def test_what_no_route_matches_has_its_base_handler() -> None:
+    class Lost(WebMessageHandler):
+        def get(self) -> Any:
+            return self.render_error(self._NOT_FOUND, "lost?")
+
+    response = Client(Brubeck(base_handler=Lost).wsgi).get("/anywhere")
+    assert (response.status_code, "lost?" in response.text) == (404, True)
 
 
 # --- the rest --------------------------------------------------------------------------------------

@@ -35,20 +35,18 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-class Front:
-    """An application that is being served."""
+class Site:
+    """A web server on a port of this machine, and how to ask it for pages."""
 
-    def __init__(self, application: Application, connection: WSGIConnection) -> None:
-        self.application = application
-        self.connection = connection
+    port: int
 
     def dial(self) -> socket.socket:
         """Return a connection, for those who speak HTTP themselves."""
-        return socket.create_connection(("127.0.0.1", self.connection.port), timeout=10.0)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20.0)
 
     def client(self) -> HTTPConnection:
-        """Return an HTTP client whose waiting lets the server work."""
-        client = HTTPConnection("127.0.0.1", self.connection.port)
+        """Return an HTTP client whose waiting lets other greenlets work."""
+        client = HTTPConnection("127.0.0.1", self.port)
         client.sock = self.dial()
         return client
 
@@ -63,6 +61,15 @@ class Front:
     def get(self, path: str, **headers: str) -> Reply:
         """Get a page."""
         return self.request("GET", path, **headers)
+
+
+class Front(Site):
+    """An application that is being served by our own server."""
+
+    def __init__(self, application: Application, connection: WSGIConnection) -> None:
+        self.application = application
+        self.connection = connection
+        self.port = connection.port
 
 
 def ask(client: HTTPConnection, method: str, path: str, body: Any = None, **headers: str) -> Reply:

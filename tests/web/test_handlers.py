@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from butler_mesh.errors import BadRequest, MethodNotAllowed, NotFound, RequestFa
 from butler_mesh.handlers import ServiceMessageHandler
 from butler_mesh.routing import RouteKind
 from butler_mesh.web.handlers import JSONMessageHandler, WebMessageHandler
-from tests.web.fronts import answer, made
+from butler_mesh.web.streaming import Event
+from tests.web.fronts import answer, made, serving
 
 
 def returning(result: Any) -> type[WebMessageHandler]:
@@ -57,7 +59,7 @@ def test_a_method_that_returns_and_sets_nothing_has_failed() -> None:
     assert answer(returning(None)).status_code == 500
 
 
-@pytest.mark.parametrize("result", [3, True, object(), {1, 2}, iter(["a"]), ({}, 200)])
+@pytest.mark.parametrize("result", [3, True, object(), {1, 2}, ({}, 200)])
 def test_a_result_that_is_no_page_is_a_fault_of_the_handler(result: object) -> None:
     assert answer(returning(result)).status_code == 500
 
@@ -349,3 +351,366 @@ def test_a_value_that_json_cannot_hold_is_a_fault_of_the_handler() -> None:
     response = answer(Handler)
     assert response.status_code == 500
     assert response.json["status_msg"] == "Internal Server Error"
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def test_a_handler_has_all_values_of_an_argument() -> None:
+    class Handler(WebMessageHandler):
+        def post(self) -> Any:
+            return [self.get_argument("a"), self.get_arguments("a"), self.get_arguments("b")]
+
+    assert answer(Handler, made("/?a=1", "POST", data={"a": ["2", "3"]})).json == ["1", ["1", "2", "3"], []]
+
+
+# --- headers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Name", "a\r\nSet-Cookie: b=c"),
+        ("X-Name", "a\nb"),
+        ("X-Name", "a\x00"),
+        ("X-Name", "☃"),
+        ("X-Name\r\nSet-Cookie", "b=c"),
+        ("X-Name: a\nSet-Cookie", "b=c"),
+        ("", "b"),
+        ("grüße", "b"),
+    ],
+)
+def test_what_is_no_header_is_a_fault_of_the_handler(name: str, value: str) -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> str:
+            self.headers[name] = value
+            return "done"
+
+    response = answer(Handler)
+    assert response.status_code == 500
+    assert [name for name, _ in response.headers] == ["Content-Type", "Content-Length"]
+
+
+@pytest.mark.parametrize("url", ["/a\r\nSet-Cookie: b=c", "/a\nb"])
+def test_a_redirect_cannot_smuggle_a_header_in(url: str) -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> Response:
+            return self.redirect(url)
+
+    response = answer(Handler)
+    assert response.status_code == 500
+    assert not {"Location", "Set-Cookie"} & set(response.headers.keys())
+
+
+def test_a_redirect_may_lead_to_any_letters() -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> Response:
+            return self.redirect("/grüße/☃")
+
+    with serving([("^/$", Handler)]) as front:
+        reply = front.get("/")
+        assert (reply.status, reply.headers["Location"]) == (302, "/gr%C3%BC%C3%9Fe/%E2%98%83")
+
+
+@pytest.mark.parametrize("handler", [WebMessageHandler, JSONMessageHandler])
+def test_a_status_may_be_given_where_the_page_is_rendered(handler: type[WebMessageHandler]) -> None:
+    class Handler(handler):  # type: ignore[misc, valid-type]
+        def get(self) -> Any:
+            return self.render(status_code=201)
+
+    assert answer(Handler).status_code == 201
+
+
+# --- cookies ------------------------------------------------------------------------------------
+
+SECRET = "51cRa%76fa^O9h$4cwl$"
+
+
+def cookies_of(response: Response) -> dict[str, str]:
+    """Return the cookies that a reply sets, with their attributes, by name."""
+    lines = [line.partition("=") for line in response.headers.getlist("Set-Cookie")]
+    assert len({name for name, _, _ in lines}) == len(lines)
+    return {name: rest for name, _, rest in lines}
+
+
+class Baker(WebMessageHandler):
+    """Sets two cookies, in as many ways as there are methods."""
+
+    def set_two(self) -> None:
+        self.set_cookie("plain", "a b", max_age=60, httponly=True)
+        self.set_cookie("signed", {"user": 7}, secret=True)
+
+    def get(self) -> str:
+        self.set_two()
+        return "page"
+
+    def post(self) -> Response:
+        self.set_two()
+        return self.redirect("/")
+
+    def put(self) -> Iterator[str]:
+        self.set_two()
+        return iter(["a", "b"])
+
+    def patch(self) -> Response:
+        self.set_two()
+        return self.render_error(403, "not you")
+
+    def delete(self) -> None:
+        self.set_two()
+        raise BadRequest("not you", status=403)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH"])
+def test_cookies_go_with_every_kind_of_reply(method: str) -> None:
+    made_cookies = cookies_of(answer(Baker, made("/", method), cookie_secret=SECRET))
+    assert list(made_cookies) == ["plain", "signed"]
+    assert made_cookies["plain"].startswith('"a b"; Expires=')
+    assert made_cookies["plain"].endswith("; Max-Age=60; HttpOnly; Path=/")
+
+
+def test_cookies_of_a_method_that_raised_do_not_go_with_its_error() -> None:
+    response = answer(Baker, made("/", "DELETE"), cookie_secret=SECRET)
+    assert response.status_code == 403
+    assert "Set-Cookie" not in response.headers
+
+
+def test_a_signed_cookie_comes_back_and_forged_ones_do_not() -> None:
+    class Reader(WebMessageHandler):
+        def get(self) -> Any:
+            secret = self.get_argument("secret", True)
+            return [self.get_cookie(name, "none", secret) for name in ("signed", "other")]
+
+    def read(path: str, jar: str) -> Any:
+        return answer(Reader, made(path, headers={"Cookie": jar}), cookie_secret=SECRET).json
+
+    signed = cookies_of(answer(Baker, cookie_secret=SECRET))["signed"].partition(";")[0]
+    assert read("/", f"signed={signed}; other=b") == [{"user": 7}, "none"]
+    assert read("/", f"signed={signed[:-2]}; other={signed}") == ["none", "none"]
+    assert read("/?secret=another", f"signed={signed}") == ["none", "none"]
+    assert read("/", "") == ["none", "none"]
+
+
+def test_a_plain_cookie_is_the_text_that_was_sent_or_the_default() -> None:
+    class Reader(WebMessageHandler):
+        def get(self) -> Any:
+            return [
+                self.get_cookie("a"),
+                self.get_cookie("a", secret=False),
+                self.get_cookie("b"),
+                self.get_cookie("b", 1),
+            ]
+
+    assert answer(Reader, made(headers={"Cookie": 'a="x y"'})).json == ["x y", "x y", None, 1]
+
+
+def test_a_signed_cookie_is_good_for_as_long_as_the_reader_says() -> None:
+    class Reader(Baker):
+        def get(self) -> Any:
+            return [self.get_cookie("signed", "old", True, max_age=age) for age in (3600, -1)]
+
+    signed = cookies_of(answer(Baker, cookie_secret=SECRET))["signed"].partition(";")[0]
+    request = made(headers={"Cookie": f"signed={signed}"})
+    assert answer(Reader, request, cookie_secret=SECRET).json == [{"user": 7}, "old"]
+
+
+@pytest.mark.parametrize("secret", [None, ""])
+def test_an_application_without_a_secret_signs_nothing_and_says_so(
+    secret: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Reader(WebMessageHandler):
+        def get(self) -> Any:
+            return self.get_cookie("a", "none", secret=True)
+
+    for handler in (Baker, Reader):
+        assert answer(handler, cookie_secret=secret).status_code == 500
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == ["secret=True is the application's cookie_secret, and it has none"] * 2
+    assert answer(returning("page"), cookie_secret=secret).status_code == 200
+
+
+@pytest.mark.parametrize(("name", "value"), [("a", "v" * 5000), ("a\r\nX: y", "b"), ("a", 3)])
+def test_a_cookie_that_cannot_be_is_a_fault_of_the_handler(
+    name: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> str:
+            self.set_cookie(name, value)
+            return "page"
+
+    response = answer(Handler)
+    assert response.status_code == 500
+    assert "Set-Cookie" not in response.headers
+    assert "UsageError" in caplog.text
+
+
+def test_of_a_cookie_that_is_set_twice_the_last_word_counts() -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> str:
+            self.set_cookie("a", "1")
+            self.set_cookie("a", "1", path="/x")
+            self.set_cookie("a", "2")
+            return "page"
+
+    assert answer(Handler).headers.getlist("Set-Cookie") == ["a=2; Path=/", "a=1; Path=/x"]
+
+
+def test_cookies_are_deleted_one_or_all() -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> str:
+            self.delete_cookie("a", path="/x", domain="shop.test")
+            return ""
+
+        def delete(self) -> str:
+            self.delete_cookies()
+            return ""
+
+    gone = cookies_of(answer(Handler))["a"]
+    assert gone == "; Domain=shop.test; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0; Path=/x"
+    request = made("/", "DELETE", headers={"Cookie": "a=1; b[c]=2; \x01=3; d,e=4"})
+    all_gone = cookies_of(answer(Handler, request))
+    assert list(all_gone) == ["a", "b[c]"]  # the others are names that cannot be written
+    assert all("Max-Age=0" in rest for rest in all_gone.values())
+
+
+def test_several_cookies_reach_the_client_each_in_a_line() -> None:
+    with serving([("^/$", Baker)]) as front:
+        front.application.cookie_secret = SECRET
+        client = front.client()
+        client.request("GET", "/")
+        with client.getresponse() as response:
+            assert [line.partition("=")[0] for line in response.headers.get_all("Set-Cookie", [])] == [
+                "plain",
+                "signed",
+            ]
+        client.close()
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+class Source:
+    """Parts that tell when they are let go of."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = iter(parts)
+        self.taken = 0
+        self.is_closed = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        part = next(self._parts)
+        self.taken += 1
+        return part
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_an_iterator_is_a_page_that_is_made_while_it_is_sent() -> None:
+    source = Source("grüß ", b"dich", {"a": 1})
+    response = answer(returning(source))
+    assert (response.status_code, response.content_type) == (200, "text/html; charset=utf-8")
+    assert response.is_streamed
+    assert response.direct_passthrough
+    assert "Content-Length" not in response.headers
+    assert source.taken == 0
+    assert list(response.response) == ["grüß ".encode(), b"dich", b'{"a":1}\n']
+    response.close()
+    assert source.is_closed
+
+
+def test_a_method_may_be_a_generator() -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> Iterator[str]:
+            self.headers["Too-Late"] = "the head is made before the first part is"
+            yield "a"
+            yield self.get_argument("b")
+
+    response = answer(Handler, made("/?b=c"))
+    assert list(response.response) == [b"a", b"c"]
+    assert "Too-Late" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("header", "argument", "expected"),
+    [
+        ("", None, "text/html; charset=utf-8"),
+        ("", "text/csv", "text/csv"),
+        ("text/plain", None, "text/plain"),
+        ("text/plain", "text/csv", "text/csv"),
+    ],
+)
+def test_a_stream_says_its_type(header: str, argument: str | None, expected: str) -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> Response:
+            if header:
+                self.headers["Content-Type"] = header
+            self.set_status(206)
+            return self.stream(["a", "b"], content_type=argument)
+
+    response = answer(Handler)
+    assert (response.status_code, list(response.response)) == (206, [b"a", b"b"])
+    assert response.headers.getlist("Content-Type") == [expected]
+
+
+def test_a_json_handler_streams_a_value_a_line() -> None:
+    class Handler(JSONMessageHandler):
+        def get(self) -> Any:
+            return iter([{"a": 1}, [2], None])
+
+    response = answer(Handler)
+    assert response.content_type == "application/x-ndjson"
+    assert list(response.response) == [b'{"a":1}\n', b"[2]\n", b"null\n"]
+
+
+def test_events_are_a_stream_that_nothing_on_the_way_holds_back() -> None:
+    class Handler(WebMessageHandler):
+        def get(self) -> Response:
+            return self.stream_events(["a", Event({"b": 1}, event="news")])
+
+    response = answer(Handler)
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert (response.headers["Cache-Control"], response.headers["X-Accel-Buffering"]) == ("no-cache", "no")
+    assert b"".join(response.response).endswith(b'data: a\n\nevent: news\ndata: {"b":1}\n\n')
+    response.close()
+
+
+@pytest.mark.parametrize("name", ["stream", "stream_events"])
+def test_head_of_a_stream_reads_none_of_it_and_lets_go(name: str) -> None:
+    source = Source("a", "b")
+
+    class Handler(WebMessageHandler):
+        def get(self) -> Any:
+            return getattr(self, name)(source)
+
+    response = answer(Handler, made("/", "HEAD"))
+    assert (source.taken, source.is_closed) == (0, True)
+    assert (response.status_code, list(response.response)) == (200, [])
+    assert "Content-Length" not in response.headers
+
+
+def test_a_stream_with_a_status_that_cannot_be_is_let_go() -> None:
+    source = Source("a")
+
+    class Handler(WebMessageHandler):
+        def get(self) -> Any:
+            self.set_status(700)
+            return source
+
+    assert answer(Handler).status_code == 500
+    assert source.is_closed
+
+
+def test_a_stream_that_fails_before_it_begins_is_its_handlers_own_error() -> None:
+    class Rows(JSONMessageHandler):
+        def get(self) -> Iterator[Any]:
+            raise BadRequest("no such table", status=404)
+            yield
+
+    with serving([("^/$", Rows)]) as front:
+        reply = front.get("/")
+        assert reply.status == 404
+        assert reply.json == {"status_code": 404, "status_msg": "no such table"}

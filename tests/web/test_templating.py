@@ -105,3 +105,36 @@ def test_an_error_template_that_does_not_parse_is_replaced_as_well(templates: Pa
     response = get(templates, "/?fail=1")
     assert response.status_code == 403
     assert b"<h1>403 Forbidden</h1>" in response.data
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ nothing.at_all }}", "{{ 1 / 0 }}", "{% nonsense %}", "{% include 'no.html' %}"]
+)
+def test_a_template_that_fails_is_a_500_that_only_the_log_names(
+    templates: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    templates.joinpath("page.html").write_text(text)
+    response = get(templates)
+    assert response.status_code == 500
+    assert b"page.html" not in response.data
+    assert b"<h1>500 Internal Server Error</h1>" in response.data
+    (record,) = caplog.records
+    assert record.message == "web-handler-failed get '/'"
+    assert "in the template 'page.html'" in caplog.text
+
+
+def test_a_page_that_failed_has_the_error_template_without_a_word_of_why(templates: Path) -> None:
+    templates.joinpath("page.html").write_text("{{ nothing.at_all }}")
+    templates.joinpath("error.html").write_text("our {{ code }}:{{ message }}")
+    assert get(templates).data == b"our 500:"
+
+
+def test_cookies_and_headers_go_with_a_template(templates: Path) -> None:
+    class Handler(Page):
+        def get(self) -> Response:
+            self.set_cookie("a", "b")
+            self.headers["X-Mood"] = "good"
+            return super().get()
+
+    response = answer(Handler, template_loader=load_jinja2_env(templates))
+    assert (response.headers["Set-Cookie"], response.headers["X-Mood"]) == ("a=b; Path=/", "good")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
+from gevent.event import Event
 from werkzeug.test import Client as WSGIClient
+from werkzeug.test import run_wsgi_app
 
 from butler_mesh import deadlines, tracing
 from butler_mesh.application import Application
@@ -19,11 +25,13 @@ from butler_mesh.errors import AddressError, AddressInUse, BadRequest, Stopped, 
 from butler_mesh.handlers import ServiceMessageHandler
 from butler_mesh.service_client import ServiceClientMixin
 from butler_mesh.web.handlers import WebMessageHandler
+from butler_mesh.web.scope import Scope
+from butler_mesh.web.server import Server
 from butler_mesh.web.templating import load_jinja2_env
-from butler_mesh.web.wsgi import WSGIConnection, wsgi_app
+from butler_mesh.web.wsgi import StreamedBody, WSGIConnection, bounded, wsgi_app
 from tests.meshes import Mesh
 from tests.waiting import wait_for
-from tests.web.fronts import serving
+from tests.web.fronts import made, serving
 
 note: ContextVar[str] = ContextVar("note", default="unset")
 
@@ -352,3 +360,187 @@ def test_any_wsgi_server_can_serve_an_application() -> None:
     assert client.get("/").text == "page"
     assert client.get("/nowhere").status_code == 404
     assert client.delete("/").status_code == 500
+
+
+# --- streams: what the server may do with them --------------------------------------------------
+
+
+class Parts:
+    """Parts that count how often they are let go of."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = iter(parts)
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        part = next(self._parts)
+        if isinstance(part, BaseException):
+            raise part
+        return part
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def streaming(parts: Parts, closed: list[str], **headers: str) -> Application:
+    class Streaming(WebMessageHandler):
+        def get(self) -> Any:
+            self.message.close = lambda: closed.append("request")  # type: ignore[method-assign]
+            self.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+            response = self.stream(parts)
+            response.call_on_close(lambda: closed.append("response"))
+            return response
+
+    return Application(handler_tuples=[("^/$", Streaming)])
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_streamed_page_lets_go_of_its_parts_and_its_request(method: str) -> None:
+    parts, closed = Parts("a", "b"), list[str]()
+    app_iter, _, _ = run_wsgi_app(wsgi_app(streaming(parts, closed)), made("/", method).environ)
+    assert b"".join(app_iter) == (b"ab" if method == "GET" else b"")
+    app_iter.close()  # type: ignore[attr-defined]  # as servers do
+    assert (parts.closed, sorted(closed)) == (1, ["request", "response"])
+
+
+def test_a_page_whose_first_part_fails_lets_go_of_its_parts() -> None:
+    parts, closed = Parts(BadRequest("no room", status=409)), list[str]()
+    reply = WSGIClient(wsgi_app(streaming(parts, closed))).get("/")
+    assert reply.status_code == 409
+    reply.close()
+    assert (parts.closed, closed) == (1, ["response", "request"])
+
+
+def test_a_page_whose_head_no_server_takes_lets_go_of_its_parts() -> None:
+    def refuse(line: str, headers: Any, error: Any = None) -> Any:
+        raise ValueError("not a head")
+
+    parts, closed = Parts("a", "b"), list[str]()
+    with pytest.raises(ValueError, match="not a head"):
+        wsgi_app(streaming(parts, closed))(made().environ, refuse)
+    assert (parts.closed, closed) == (1, ["response", "request"])
+
+
+def test_a_body_is_closed_once() -> None:
+    parts = Parts(b"a")
+    body = StreamedBody(Scope({}, 1.0), "/", parts, parts)
+    body.close()
+    body.close()
+    assert parts.closed == 1
+
+
+def test_a_body_that_fails_is_a_connection_that_broke() -> None:
+    parts = Parts(b"a", ValueError("x"))
+    body = StreamedBody(Scope({}, 1.0), "/", parts, parts)
+    assert next(body) == b"a"
+    with pytest.raises(ConnectionResetError):
+        next(body)
+
+
+# --- other WSGI applications, bounded -----------------------------------------------------------
+
+
+@contextmanager
+def bounding(app: Any, timeout_s: float) -> Iterator[Any]:
+    """Serve an application by our server; yields how to ask for its page."""
+    server = Server(("127.0.0.1", 0), bounded(app, timeout_s), "localhost")
+    server.start()
+
+    def ask() -> bytes:
+        with socket.create_connection(server.address, timeout=5.0) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    try:
+        yield ask
+    finally:
+        server.drain(0.05)
+
+
+def test_an_application_that_gave_its_head_and_is_stopped_before_its_first_part_is_a_504(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        Event().wait()
+        yield b"never"
+
+    with bounding(app, 0.05) as ask:
+        reply = ask()
+    assert reply.startswith(b"HTTP/1.1 504 ")
+    assert b"200 OK" not in reply
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_application_is_cut_when_a_later_part_takes_too_long(capfd: pytest.CaptureFixture[str]) -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        for _ in range(3):
+            gevent.sleep(0.04)
+            yield b"part"
+        Event().wait()
+
+    with bounding(app, 0.1) as ask:
+        reply = ask()
+    assert reply.count(b"part") == 3
+    assert not reply.endswith(b"0\r\n\r\n")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_application_that_returns_all_of_it_keeps_its_length() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"all of it"]
+
+    with bounding(app, 1.0) as ask:
+        assert b"Content-Length: 9\r\n" in ask()
+
+
+def test_an_application_may_name_what_it_gives_with_its_head() -> None:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        try:
+            raise ValueError("of the application's own")
+        except ValueError:
+            start_response("500 Oops", [], exc_info=sys.exc_info())
+        return [b"an error"]
+
+    with bounding(app, 1.0) as ask:
+        assert ask().startswith(b"HTTP/1.1 500 Oops")
+
+
+def test_an_applications_parts_are_closed_once() -> None:
+    parts = Parts(b"a", b"b")
+
+    def app(environ: Any, start_response: Any) -> Parts:
+        start_response("200 OK", [])
+        return parts
+
+    app_iter, _, _ = run_wsgi_app(bounded(app), made().environ)
+    assert b"".join(app_iter) == b"ab"
+    app_iter.close()  # type: ignore[attr-defined]  # as servers do
+    assert parts.closed == 1
+
+
+# --- a drain ------------------------------------------------------------------------------------
+
+
+def test_a_request_that_arrived_before_a_drain_is_answered_whatever_it_waits_for() -> None:
+    class Waiting(WebMessageHandler):
+        def get(self) -> str:
+            gevent.sleep(0.05)
+            return "answered"
+
+    with serving([("^/$", Waiting)], grace_s=2.0) as front:
+        with front.dial() as client:
+            server = front.connection._server
+            assert server is not None
+            wait_for(lambda: server.idle)
+            # It has arrived, and the server has not seen it when it begins to drain.
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            front.connection.close(2.0)
+            reply = b"".join(iter(lambda: client.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 200 OK")
+    assert reply.endswith(b"answered")

@@ -1,0 +1,46 @@
+"""A service's response as an HTTP response: what a web client is sent when a service answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from werkzeug.wrappers import Response
+
+from butler_mesh import codec
+from butler_mesh.messages import ServiceResponse
+from butler_mesh.web import streaming
+
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+
+# How the body is framed is the front's to say; METHOD is of the mesh.
+_NOT_FOR_BROWSERS = frozenset(
+    {"connection", "content-length", "keep-alive", "method", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+
+
+def http_response(response: ServiceResponse) -> Response:
+    """Return a service's response as HTTP has it: status, headers (a list is one line each) and body.
+
+    The body is a page, in UTF-8, where it is text or bytes, and JSON otherwise, unless its Content-Type
+    says something else; parts are sent as they come. What a service fails with is a page with its status
+    and its message. Raises ValueError for a header that is none.
+    """
+    body: Any = response.body
+    content_type = HTML
+    if isinstance(body, Iterator):
+        body = streaming.encoded(body)
+    elif isinstance(body, list) and body and isinstance(body[0], bytes):
+        body = b"".join(body)
+    elif body is None:
+        body = b""
+    elif not isinstance(body, str | bytes):
+        body, content_type = codec.dumps(body), JSON
+    reply = Response(body, response.status_code, content_type=content_type, direct_passthrough=False)
+    headers: Mapping[str, Any] = response.headers  # what came over the wire may be more than text
+    for name, value in headers.items():
+        if name.lower() not in _NOT_FOR_BROWSERS:
+            values = value if isinstance(value, list) else [value]
+            reply.headers.setlist(name, [str(one) for one in values])
+    return reply

@@ -1,0 +1,127 @@
+"""The way to a server's browsers, with a SUB socket in the server's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+import pytest
+import zmq
+from gevent.hub import get_hub
+
+from butler_mesh.connections.sockets import context
+from butler_mesh.errors import AddressError
+from butler_mesh.web.outlet import REPLY_TO, Outlet, ReplyTo
+from tests.waiting import wait_for
+from tests.web.mongrel2s import free_ports
+
+
+@contextmanager
+def server(endpoint: str) -> Iterator[zmq.Socket[bytes]]:
+    """Listen as Mongrel2 does."""
+    socket = context().socket(zmq.SUB)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    wait_for(lambda: has_bound(socket, endpoint))
+    # It tells its peers of the subscription when somebody calls it.
+    calling = gevent.spawn(keep_calling, socket)
+    try:
+        yield socket
+    finally:
+        calling.kill()
+        socket.close(linger=0)
+
+
+def has_bound(socket: zmq.Socket[bytes], endpoint: str) -> bool:
+    """Bind; False where the one before is still about to leave."""
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
+def keep_calling(socket: zmq.Socket[bytes]) -> None:
+    while True:
+        socket.poll(0)
+        gevent.sleep(0.005)
+
+
+@pytest.fixture
+def endpoint() -> str:
+    return f"tcp://127.0.0.1:{free_ports(1)[0]}"
+
+
+@pytest.fixture
+def outlet(endpoint: str) -> Iterator[Outlet]:
+    made = Outlet(endpoint)
+    yield made
+    made.close()
+
+
+def test_it_is_open_when_a_server_listens(outlet: Outlet, endpoint: str) -> None:
+    assert not outlet.wait(0.01)
+    with server(endpoint) as listener:
+        assert outlet.wait(5.0)
+        outlet.send(b"hello")
+        wait_for(lambda: listener.poll(0))
+        assert listener.recv() == b"hello"
+
+
+def test_each_server_that_comes_is_another_one(outlet: Outlet, endpoint: str) -> None:
+    for epoch in (1, 2, 3):
+        with server(endpoint):
+            assert outlet.wait(5.0)
+            assert outlet.epoch == epoch
+        wait_for(lambda: not outlet.look())
+
+
+def test_a_server_that_came_and_went_unseen_is_counted(outlet: Outlet, endpoint: str) -> None:
+    with server(endpoint):
+        assert outlet.wait(5.0)
+    events = 0
+
+    def watch() -> None:
+        nonlocal events
+        events += 1
+
+    watcher = get_hub().loop.io(outlet.fd, 1)
+    watcher.start(watch)
+    try:
+        with server(endpoint) as listener:
+            wait_for(lambda: events)
+            # Nobody has looked: both the end of the one and the beginning of the other are in store.
+            wait_for(lambda: outlet.look() and outlet.epoch == 2)
+            outlet.send(b"x")
+            wait_for(lambda: listener.poll(0))
+    finally:
+        watcher.stop()
+        watcher.close()
+
+
+def test_waiting_lets_others_work(outlet: Outlet) -> None:
+    worked = gevent.spawn(lambda: "done")
+    assert not outlet.wait(0.05)
+    assert worked.value == "done"
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "tcp://", "tcp://127.0.0.1"])
+def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+    with pytest.raises(AddressError, match="cannot connect"):
+        Outlet(endpoint)
+
+
+def test_a_hand_over_survives_the_wire() -> None:
+    reply_to = ReplyTo("tcp://127.0.0.1:1", "sender", "7", "GET", "HTTP/1.1", 100)
+    assert ReplyTo.of({REPLY_TO: reply_to.header()}) == reply_to
+
+
+@pytest.mark.parametrize("header", ["", "{", "[]", "[1,2,3]", '["a","b","c","d","e","f"]', "null", None, 7])
+def test_what_makes_no_sense_is_no_hand_over(header: object) -> None:
+    assert ReplyTo.of({REPLY_TO: header}) is None
+
+
+def test_without_the_header_nothing_was_handed_over() -> None:
+    assert ReplyTo.of({}) is None
