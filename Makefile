@@ -5,12 +5,12 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint budget scale compare bench routers large fuzz
+.PHONY: help demo test lint budget scale compare bench routers large fronts fuzz
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT changes the port)
+demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT=8080, FRONT=mongrel2)
 	@$(BIN)/python demos/run.py
 
 test: $(INSTALLED)  ## all tests (ARGS="-k name" passes options to pytest)
@@ -38,6 +38,9 @@ routers: $(INSTALLED)  ## one and two routers behind one list of endpoints
 
 large: $(INSTALLED)  ## bodies of 1 and 50 MB: MB/s, CPU, and what small calls feel of them
 	$(BIN)/python -m benchmarks.large $(ARGS)
+
+fronts: $(INSTALLED)  ## what a call adds to a web page, and 50 MB through each front (needs wrk; QUICK=1)
+	$(BIN)/python -m benchmarks.fronts $(ARGS)
 
 fuzz: $(INSTALLED)  ## the property tests, with many more examples than "make test" tries
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m hypothesis $(ARGS)

@@ -1,6 +1,7 @@
 """The web page of the demo: calls the slow service and waits, or calls it and does not.
 
 python demos/demo_service_client.py [--frontend URL] [--port N]
+python demos/demo_service_client.py [--frontend URL] --front mongrel2
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from butler_mesh import (
     Application,
     Jinja2Rendering,
+    Mongrel2Connection,
     ServiceClientMixin,
     ServiceMessageHandler,
     WebMessageHandler,
@@ -29,6 +31,7 @@ SERVICE = "slow"
 SERVICE_PATH = "/service/slow"
 FRONTEND = "tcp://127.0.0.1:5555"
 PORT = 6767
+SEND_SPEC, RECV_SPEC = "tcp://127.0.0.1:9999", "tcp://127.0.0.1:9998"  # as in demos/mongrel2.conf
 LONGEST_S = 60.0  # the deadline of a request that nobody waits for
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -162,17 +165,29 @@ class ServiceResponseHandler(ServiceMessageHandler):
         return self.render()
 
 
+def connection(options: argparse.Namespace) -> WSGIConnection | Mongrel2Connection:
+    """Return what brings the requests: nothing else differs between the fronts."""
+    if options.front == "wsgi":
+        return WSGIConnection("127.0.0.1", options.port)
+    return Mongrel2Connection(options.send_spec, options.recv_spec, upload_store=options.upload_store)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="the web page of the demo")
     parser.add_argument("--frontend", default=os.environ.get("BUTLER_MESH_FRONTEND", FRONTEND), metavar="URL")
     parser.add_argument("--port", type=int, default=os.environ.get("DEMO_PORT", PORT))
+    parser.add_argument("--front", choices=("wsgi", "mongrel2"), default="wsgi", help="who speaks HTTP")
+    mongrel2 = parser.add_argument_group("with --front mongrel2, which has the port")
+    mongrel2.add_argument("--send-spec", default=SEND_SPEC, metavar="URL")
+    mongrel2.add_argument("--recv-spec", default=RECV_SPEC, metavar="URL")
+    mongrel2.add_argument("--upload-store", type=Path, metavar="DIRECTORY")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     # The open page asks for the journal several times a second; the log is for what people do.
     logging.getLogger("butler_mesh.web").addFilter(lambda record: "GET /calls'" not in record.getMessage())
 
     app = Application(
-        msg_conn=WSGIConnection("127.0.0.1", options.port),
+        msg_conn=connection(options),
         handler_tuples=[
             # Takes the replies of the service. No browser gets here: service and web routes are apart.
             (r"^/service/slow", ServiceResponseHandler),

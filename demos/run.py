@@ -1,6 +1,7 @@
 """The demo in one command: router, service and web page as processes of their own, until Ctrl-C.
 
     python demos/run.py            # http://127.0.0.1:6767/; DEMO_PORT=8080 for another port, 0 for any
+    FRONT=mongrel2 python demos/run.py            # the same page behind a Mongrel2 server
 
 The mesh listens on free loopback ports. Whatever ends this program, short of kill -9, ends all of it.
 """
@@ -15,10 +16,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 import gevent
 from gevent import socket, subprocess
 from gevent.event import Event
+from mongrel2_server import Mongrel2
 from rich.console import Console
 from rich.text import Text
 
@@ -27,6 +30,7 @@ from butler_mesh import Client
 HOST = "127.0.0.1"
 PORT = "6767"
 SERVICE = "slow"
+FRONTS = ("wsgi", "mongrel2")
 HERE = Path(__file__).parent
 
 READY_WITHIN_S = 30.0  # a cold start of one process takes a second, on a busy machine several
@@ -45,14 +49,27 @@ class Failure(Exception):
 
 
 class Child:
-    """One process of the demo, in a process group of its own; its log comes out with its name in front."""
+    """One process of the demo, in a process group of its own; its log comes out with its name in front.
 
-    def __init__(self, name: str, style: str, arguments: list[str], environment: dict[str, str]) -> None:
+    But that of one with a ``log`` file: it is not shown, unless the process dies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        style: str,
+        command: list[str],
+        environment: dict[str, str],
+        directory: Path | None = None,
+        log: Path | None = None,
+    ) -> None:
         self.name = name
         self.style = style
+        self.log = log
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            command,
+            cwd=directory,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -87,35 +104,46 @@ class Child:
     def drain_log(self) -> list[str]:
         """Return the last lines of a process that has ended."""
         self._reader.join(1.0)
+        if self.log is not None and self.log.exists():
+            self.last_lines.extend(map(clean, self.log.read_bytes().splitlines()))
         return list(self.last_lines)
 
     def _read(self) -> None:
         for raw in self.process.stdout:
-            line = raw.decode(errors="replace").rstrip().replace("\x1b", "?")
+            line = clean(raw)
             self.last_lines.append(line)
-            console.print(Text.assemble((f"{self.name:>8} │ ", self.style), line))
+            if self.log is None:
+                console.print(Text.assemble((f"{self.name:>8} │ ", self.style), line))
 
 
 class Demo:
     """All processes, from the first to the last."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, front: str) -> None:
         self.port = port
+        self.front = front
         self.children: list[Child] = []
+        self.mongrel2: Mongrel2 | None = None
         self.is_stopping = Event()
 
     def start(self) -> None:
         """Start one after the other, each when the one before is ready; raises Failure."""
+        if self.front == "mongrel2":
+            # Before there are children: from then on gevent reaps all of them, m2sh too.
+            self.mongrel2 = self._configure_mongrel2()
         frontend, backend = (f"tcp://{HOST}:{port}" for port in free_ports(2))
         mesh = {"BUTLER_MESH_FRONTEND": frontend, "BUTLER_MESH_BACKEND": backend}
         with Client(frontend, timeout=1.0) as client:
             options = ["-m", "butler_mesh", "router", "--frontend", frontend, "--backend", backend]
-            self._start("router", "cyan", options, {})
+            self._start("router", "cyan", python(*options), {})
             self._wait(lambda: client.request("mmi.status").is_success)
-            self._start("service", "yellow", [str(HERE / "demo_service.py")], mesh)
+            self._start("service", "yellow", python(HERE / "demo_service.py"), mesh)
             self._wait(lambda: client.request("mmi.service", "/", {"service": SERVICE}).is_success)
-        page = [str(HERE / "demo_service_client.py"), "--port", str(self.port)]
-        self._start("web", "green", page, mesh)
+        # Mongrel2 before the page: so it ends after it, and what the page still answers reaches the browser.
+        where = ["--port", str(self.port)]
+        if self.mongrel2 is not None:
+            where = self._start_mongrel2(self.mongrel2)
+        self._start("web", "green", python(HERE / "demo_service_client.py", *where), mesh)
         self._wait(lambda: has_page(self.port))
 
     def run(self) -> None:
@@ -128,6 +156,8 @@ class Demo:
         while self.children:
             self.children[-1].stop()
             self.children.pop()
+        if self.mongrel2 is not None:
+            self.mongrel2.remove()
 
     def on_signal(self) -> None:
         if self.is_stopping.is_set():  # the second time: now
@@ -135,9 +165,23 @@ class Demo:
                 child.signal(signal.SIGKILL)
         self.is_stopping.set()
 
-    def _start(self, name: str, style: str, arguments: list[str], environment: dict[str, str]) -> None:
+    def _configure_mongrel2(self) -> Mongrel2:
+        try:
+            return Mongrel2(self.port, *free_ports(2))
+        except (OSError, subprocess.SubprocessError) as error:
+            raise Failure(f"cannot set up Mongrel2: {error}") from error
+
+    def _start_mongrel2(self, server: Mongrel2) -> list[str]:
+        """Start it; return what tells the page where it is."""
+        self._start("mongrel2", "magenta", server.command, {}, server.directory, server.log)
+        self._wait(lambda: is_open(self.port))
+        specs = ["--send-spec", server.send_spec, "--recv-spec", server.recv_spec]
+        return ["--front", "mongrel2", *specs, "--upload-store", str(server.store)]
+
+    def _start(self, *arguments: Any) -> None:
+        """Start a child, made of these arguments."""
         if not self.is_stopping.is_set():
-            self.children.append(Child(name, style, arguments, environment))
+            self.children.append(Child(*arguments))
 
     def _wait(self, is_ready: Callable[[], bool]) -> None:
         """Wait for the child that was started last."""
@@ -161,6 +205,16 @@ class Demo:
                 raise Failure(
                     f"the {child.name} process ended with status {status}; its last lines:\n{lines}"
                 )
+
+
+def python(*arguments: object) -> list[str]:
+    """Return the command that runs this Python with arguments."""
+    return [sys.executable, *map(str, arguments)]
+
+
+def clean(raw: bytes) -> str:
+    """Return a line of a log as text that does nothing to a terminal."""
+    return raw.decode(errors="replace").rstrip().replace("\x1b", "?")
 
 
 def free_ports(number: int) -> list[int]:
@@ -187,6 +241,28 @@ def page_port(text: str) -> int:
     return port
 
 
+def front_named(text: str) -> str:
+    """Return which front is meant; raises Failure with exit status 2 where there is none such."""
+    if text not in FRONTS:
+        raise Failure(f"FRONT is {' or '.join(FRONTS)}, not {text!r}", 2)
+    if text == "mongrel2" and not Mongrel2.is_installed():
+        raise Failure(
+            "FRONT=mongrel2 needs mongrel2 and m2sh: 'apt install mongrel2-core' on Debian 12 and Ubuntu "
+            "24.04, 'brew install mongrel2' on macOS; 'butler-mesh doctor' says what else is missing",
+            2,
+        )
+    return text
+
+
+def is_open(port: int) -> bool:
+    """Tell whether somebody listens on the port."""
+    try:
+        socket.create_connection((HOST, port), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def has_page(port: int) -> bool:
     """Tell whether the page answers with 200."""
     connection = HTTPConnection(HOST, port)
@@ -202,7 +278,8 @@ def has_page(port: int) -> bool:
 
 def main() -> int:
     try:
-        demo = Demo(page_port(os.environ.get("DEMO_PORT") or PORT))
+        front = front_named(os.environ.get("FRONT") or FRONTS[0])
+        demo = Demo(page_port(os.environ.get("DEMO_PORT") or PORT), front)
     except Failure as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return failure.status

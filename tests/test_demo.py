@@ -24,6 +24,7 @@ from tests.programs import ROOT, Program, run
 from tests.waiting import wait_for
 from tests.web.browser import Browser, driver
 from tests.web.fronts import Reply, ask
+from tests.web.mongrel2s import needs_mongrel2
 
 pytestmark = pytest.mark.slow
 
@@ -73,13 +74,15 @@ class Demo:
         return found
 
 
-def starting(cwd: Path = ROOT) -> Program:
-    return Program(RUN, cwd=cwd, env={"DEMO_PORT": "0"})
+def starting(cwd: Path = ROOT, front: str = "wsgi", **env: str) -> Program:
+    if front == "mongrel2":
+        needs_mongrel2()
+    return Program(RUN, cwd=cwd, env={"DEMO_PORT": "0", "FRONT": front, **env})
 
 
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with starting() as program:
+@pytest.fixture(scope="module", params=["wsgi", "mongrel2"])
+def demo(request: pytest.FixtureRequest) -> Iterator[Demo]:
+    with starting(front=request.param) as program:
         yield Demo(program)
         program.send(signal.SIGINT)
         assert program.ends() == 0
@@ -191,6 +194,7 @@ def test_a_browser_without_scripts_gets_both_pages_by_their_links(
         browser.close()
 
 
+@pytest.mark.parametrize("demo", ["wsgi"], indirect=True)  # Mongrel2 logs requests itself
 def test_logs_have_the_name_of_their_process(demo: Demo) -> None:
     demo.get("/nowhere")
     for line in ("router │ ", "service │ ", "web │ "):
@@ -253,6 +257,112 @@ def test_a_process_that_dies_is_named_and_the_others_go_too() -> None:
         assert "the service process ended with status -9; its last lines:" in program.stderr
         assert "registered as slow-" in program.stderr
         assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def home(demo: Demo) -> tuple[int, Path]:
+    """Return the id of the demo's Mongrel2 and the directory where it works."""
+    (server,) = [pid for pid, command in demo.children().items() if command.startswith("mongrel2 ")]
+    return server, Path(f"/proc/{server}/cwd").readlink()
+
+
+def test_behind_mongrel2_everything_of_its_is_in_a_private_directory(tmp_path: Path) -> None:
+    with starting(tmp_path, "mongrel2", TMPDIR=str(tmp_path)) as program:
+        demo = Demo(program)
+        _, directory = home(demo)
+        assert list(tmp_path.iterdir()) == [directory]
+        modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir() if path.is_dir()}
+        assert modes == {"run": 0o700, "log": 0o700, "tmp": 0o700}
+        assert directory.stat().st_mode & 0o777 == 0o700
+        body = b"x" * 1_100_000  # over limits.content_length: it comes to the page as a file
+        client = HTTPConnection("127.0.0.1", demo.port)
+        client.sock = socket.create_connection(("127.0.0.1", demo.port), timeout=30.0)
+        assert ask(client, "POST", "/", body).status == 405
+        client.close()
+        assert list((directory / "tmp").iterdir()) == []
+        program.send(signal.SIGTERM)
+        assert program.ends() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_behind_mongrel2_a_signal_stops_everything_also_a_call_in_flight(tmp_path: Path) -> None:
+    with starting(tmp_path, "mongrel2", TMPDIR=str(tmp_path)) as program:
+        demo = Demo(program)
+        children = demo.children()
+        assert len(children) == 4, children
+        waiting = gevent.spawn(demo.get, "/service/sync")
+        wait_for(lambda: bool(demo.calls()), 10.0)
+        program.send(signal.SIGINT)
+        assert waiting.get(timeout=15.0).status == 200  # Mongrel2 is the page's way out, and stays until then
+        assert program.ends() == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        with pytest.raises(OSError, match="refused"):
+            demo.get("/")
+        assert "Traceback" not in program.stdout.decode() + program.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_behind_mongrel2_a_second_signal_does_not_wait_and_leaves_nothing(tmp_path: Path) -> None:
+    with starting(tmp_path, "mongrel2", TMPDIR=str(tmp_path)) as program:
+        demo = Demo(program)
+        children = demo.children()
+        waiting = gevent.spawn(cut_off, demo)
+        wait_for(lambda: bool(demo.calls()), 10.0)
+        started = monotonic()
+        program.send(signal.SIGINT)
+        program.says("stopping")
+        program.send(signal.SIGINT)
+        assert program.ends() == 0
+        assert monotonic() - started < 4.0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        waiting.join(timeout=5.0)
+        assert waiting.ready()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mongrel2_that_dies_is_named_and_the_others_go_too(tmp_path: Path) -> None:
+    with starting(tmp_path, "mongrel2", TMPDIR=str(tmp_path)) as program:
+        demo = Demo(program)
+        children = demo.children()
+        server, _ = home(demo)
+        os.kill(server, signal.SIGKILL)
+        assert program.ends() == 1
+        assert "the mongrel2 process ended with status -9; its last lines:" in program.stderr
+        assert "Mongrel2/1." in program.stderr  # its log's lines, not only what it said at first
+        assert "Traceback" not in program.stderr
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_configuration_that_mongrel2_refuses_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    tools, places = tmp_path / "bin", tmp_path / "tmp"
+    for directory in (tools, places):
+        directory.mkdir()
+    for name, code in (("mongrel2", 0), ("m2sh", 1)):
+        (tools / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tools / name).chmod(0o755)
+    status, _, err = run(
+        RUN, env={"DEMO_PORT": "0", "FRONT": "mongrel2", "PATH": str(tools), "TMPDIR": str(places)}
+    )
+    assert status == 1
+    [line] = err.splitlines()
+    assert line.startswith("demo: cannot set up Mongrel2: ")
+    assert not list(places.iterdir())
+
+
+def test_without_mongrel2_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
+    status, out, err = run(RUN, env={"DEMO_PORT": "0", "FRONT": "mongrel2", "PATH": str(tmp_path)})
+    assert (status, out) == (2, b"")
+    [line] = err.splitlines()
+    assert line.startswith("demo: FRONT=mongrel2 needs mongrel2 and m2sh: ")
+    for advice in ("apt install mongrel2-core", "brew install mongrel2", "butler-mesh doctor"):
+        assert advice in line
+
+
+@pytest.mark.parametrize("front", ["nginx", "WSGI", "mongrel2 "])
+def test_a_front_that_is_none_is_one_clear_line(front: str) -> None:
+    status, out, err = run(RUN, env={"FRONT": front})
+    assert (status, out) == (2, b"")
+    assert err == f"demo: FRONT is wsgi or mongrel2, not {front!r}\n"
 
 
 def test_a_taken_port_is_one_clear_line() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from butler_mesh.cli.call import call
+from butler_mesh.cli.doctor import doctor
 from butler_mesh.cli.router import router
 from butler_mesh.cli.serve import serve
 from butler_mesh.cli.terminal import Refusal
@@ -70,3 +71,4 @@ def main() -> None:
 main.add_command(router)
 main.add_command(serve)
 main.add_command(call)
+main.add_command(doctor)
