@@ -77,6 +77,15 @@ def test_every_decision_is_in_their_index() -> None:
     assert [record.name for record in records if f"<{record.name}>" not in index] == []
 
 
+def test_every_trap_of_mongrel2_has_its_test() -> None:
+    page = (ROOT / "docs" / "web.rst").read_text(encoding="utf-8")
+    table = page[page.index("Ten traps, and their tests") : page.index("Any WSGI application")]
+    traps = re.findall(r"^(\d+) +\S", table, re.MULTILINE)
+    assert traps == [str(number) for number in range(1, 11)]
+    tests = (ROOT / "tests" / "web" / "test_mongrel2.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"def test_pitfall_(\d+)_", tests)) == set(traps)
+
+
 # --- the README's example ---------------------------------------------------------------------
 
 
