@@ -16,7 +16,7 @@ from butler_mesh.connections.base import ClientConnection
 from butler_mesh.errors import DeadlineExceeded, UsageError
 from butler_mesh.messages import Body, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
-from butler_mesh.status import INSTANCE_LOST
+from butler_mesh.status import CANCELLED, INSTANCE_LOST
 
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What a stream whose sender keeps to no window may have waiting for its reader."""
@@ -168,9 +168,8 @@ class ResponseStream:
         """Wait for the first reply and return the response, whatever its status: one that came whole as it
         is, one that comes in parts with this stream, from its first part on, as its body."""
         parts = self.on_reply
-        while not parts.arrived:
-            parts.changed.clear()
-            parts.changed.wait()
+        if not self._await_part():
+            return ServiceResponse(CANCELLED, "closed by its reader", path=self._path)
         kind, status, flags, envelope = parts.arrived[0]
         response = decode_response(status, flags, envelope, self._path)
         if kind == FINAL:
@@ -185,11 +184,8 @@ class ResponseStream:
         if self._is_over:
             raise StopIteration
         parts = self.on_reply
-        while not parts.arrived:
-            parts.changed.clear()
-            parts.changed.wait()
-            if self._is_over:  # closed by another greenlet
-                raise StopIteration
+        if not self._await_part():
+            raise StopIteration
         kind, status, flags, envelope = parts.arrived.popleft()
         parts.unread_bytes -= len(envelope)
         response = decode_response(status, flags, envelope, self._path)
@@ -209,6 +205,16 @@ class ResponseStream:
         if response.body is None:
             raise StopIteration
         return response.body
+
+    def _await_part(self) -> bool:
+        """Wait for the next part, or the end; False when another greenlet has closed the stream."""
+        parts = self.on_reply
+        while not parts.arrived:
+            if self._is_over:
+                return False
+            parts.changed.clear()
+            parts.changed.wait()
+        return not self._is_over
 
     def close(self) -> None:
         """Want no more: the handler is stopped."""

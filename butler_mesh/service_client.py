@@ -161,9 +161,10 @@ class ServiceClientMixin:
         """Give the web client to a service, whose handler answers it: return what this returns.
 
         ``request`` None is the web request itself. Status, headers and body are the service's; parts that
-        it streams reach the client as they come, at the client's pace. A service that dies is 502, the
-        deadline 504. ``direct`` lets a service that has DirectReplies answer through Mongrel2 itself, where
-        that is the front: the client's connection is closed afterwards.
+        it streams reach the client as they come, at the client's pace. A service that dies is 502; 504 comes
+        ``timeout`` seconds after the last part, at the web request's deadline unless it is given. ``direct``
+        lets a service that has DirectReplies answer through Mongrel2 itself, where that is the front: the
+        client's connection is closed afterwards.
         """
         message = getattr(self, "message", None)
         if request is None:
@@ -173,6 +174,8 @@ class ServiceClientMixin:
         hand_over = getattr(message, "hand_over", None) if direct else None
         if hand_over is not None:
             request.headers = {**request.headers, **hand_over()}
+        if timeout is None and (left_s := deadlines.remaining_s()) < deadlines.NEVER:
+            timeout = left_s
         client, _ = self._client(address)
         return client.send_stream(None, request, timeout=timeout).begin()
 

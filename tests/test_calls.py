@@ -360,3 +360,30 @@ def test_a_stream_that_another_greenlet_closes_ends_for_who_waits(mesh: Mesh) ->
     stream.close()
     assert reader.get(timeout=5.0) == "the end"
     assert waiter.get(timeout=5.0)
+
+
+def test_a_stream_begins_with_its_response_whole_or_in_parts(mesh: Mesh) -> None:
+    def whole() -> str:
+        return "all"
+
+    def parts() -> Iterator[str]:
+        yield "a"
+        yield "b"
+
+    mesh.service(whole, parts)
+    client = mesh.client()
+    response = client.request_stream("svc", "/whole").begin()
+    assert (response.status_code, response.body) == (200, "all")
+    response = client.request_stream("svc", "/parts").begin()
+    assert (response.status_code, list(response.body)) == (200, ["a", "b"])
+    assert client.request_stream("svc", "/none").begin().status_code == 404
+    assert client.request_stream("nobody", "/").begin().status_code == 404
+
+
+def test_a_stream_that_is_closed_before_it_begins_says_so() -> None:
+    stream = ResponseStream("/a")
+    stream.bind(FakeConnection(), 1)
+    waiting = gevent.spawn(stream.begin)
+    gevent.sleep(0)
+    stream.close()
+    assert waiting.get(timeout=5.0).status_code == 499

@@ -7,11 +7,11 @@ service answers until ``MARGIN_S`` before the deadline, the front from the deadl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import gevent
-from gevent.hub import get_hub
 from werkzeug.wrappers import Response
 
 from butler_mesh import status
@@ -20,9 +20,10 @@ from butler_mesh.errors import DeadlineExceeded
 from butler_mesh.handlers import ServiceMessageHandler
 from butler_mesh.messages import ServiceResponse
 from butler_mesh.protocol.mongrel2 import Message, pack_reply
-from butler_mesh.web.exchange import Exchange
+from butler_mesh.web.exchange import Exchange, Line
 from butler_mesh.web.forwarding import http_response
-from butler_mesh.web.outlet import ANSWERED, Outlet, ReplyTo
+from butler_mesh.web.handover import ANSWERED, ReplyTo
+from butler_mesh.web.outlet import Outlet
 
 MARGIN_S = 0.1
 """Before the deadline, so that the front's own answer comes later than any of ours."""
@@ -32,21 +33,22 @@ SUBSCRIBED_WITHIN_S = 1.0
 class DirectReplies(ServiceMessageHandler):
     """Mix it into a service's handler whose replies may go to browsers directly.
 
-    ``fronts`` are the endpoints (Mongrel2's ``recv_spec``) that it may send to. A request that was not
-    handed over, or from another front, is answered as usual, and so is one whose reply is streamed, or is
-    too large for its connection.
+    ``fronts`` has the endpoints (Mongrel2's ``recv_spec``) that it may send to, each with the secret that its
+    front has as ``hand_over_secret``. A request that was not handed over, or by somebody else, is answered
+    as usual, and so is one whose reply is streamed, or is too large for its connection.
     """
 
-    fronts: ClassVar[Sequence[str]] = ()
+    fronts: ClassVar[Mapping[str, str | bytes]] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Answer the request: its browser, where that was handed over, and else the front."""
-        reply_to = ReplyTo.of(self.message.headers)
-        if reply_to is None or reply_to.endpoint not in self.fronts:
+        reply_to = ReplyTo.of(self.message.headers, self.fronts)
+        if reply_to is None:
             return super().run(*args, **kwargs)
         left_s = self.message.deadline - MARGIN_S - monotonic()
-        outlet = _outlet(reply_to.endpoint)
-        is_open = outlet.wait(min(max(left_s, 0.0), SUBSCRIBED_WITHIN_S))
+        outlet = _outlet(self.application.resources, reply_to.endpoint)
+        # A new one is waited for, and one that does not come is waited for once.
+        is_open = outlet.wait(min(left_s, outlet.made_at + SUBSCRIBED_WITHIN_S - monotonic()))
         epoch = outlet.epoch
         passed = DeadlineExceeded("too late for a direct reply", status=status.DEADLINE_PASSED)
         with gevent.Timeout(max(left_s, 0.0), passed):
@@ -65,10 +67,9 @@ class DirectReplies(ServiceMessageHandler):
         return ServiceResponse(path=self.message.path, headers={ANSWERED: "1"})
 
 
-class _Browser:
+class _Browser(Line):
     """A connection that was handed over to us, for one reply."""
 
-    can_send_parts = False
     is_last = True
 
     def __init__(self, outlet: Outlet, reply_to: ReplyTo) -> None:
@@ -91,12 +92,10 @@ class _Browser:
         self.send(b"")
 
 
-# By hub and endpoint: sockets belong to the thread, and the process, that made them.
-_outlets: dict[tuple[object, str], Outlet] = {}
-
-
-def _outlet(endpoint: str) -> Outlet:
-    key = get_hub(), endpoint
-    if key not in _outlets:
-        _outlets[key] = Outlet(endpoint)
-    return _outlets[key]
+def _outlet(resources: dict[str, Any], endpoint: str) -> Outlet:
+    """Return the application's outlet to an endpoint; it is closed with the application."""
+    key = f"butler_mesh.outlet {endpoint}"
+    found: Outlet | None = resources.get(key)
+    if found is None or found.pid != os.getpid():
+        found = resources[key] = Outlet(endpoint)
+    return found

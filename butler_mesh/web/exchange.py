@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from email.utils import formatdate
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from butler_mesh.errors import Stopped
@@ -37,22 +37,31 @@ _log = logging.getLogger("butler_mesh.web")
 Headers = list[tuple[str, str]]
 
 
-class Line(Protocol):
+class Line:
     """The way to one browser."""
+
+    is_last = False
+    """Whether the present reply is the connection's last."""
 
     @property
     def can_send_parts(self) -> bool:
         """Whether a large reply may go in several messages."""
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the present reply is the connection's last."""
+        return False
 
     def send(self, data: bytes) -> None:
         """Send bytes; waits until the browser takes more, and raises OSError when it does not."""
+        raise NotImplementedError
 
     def hang_up(self) -> None:
         """Close the connection, once what was sent has arrived."""
+        raise NotImplementedError
+
+    def hand_over(self, message: Message) -> dict[str, str]:
+        """Let a service answer a request; returns the headers that tell it how, none where it cannot."""
+        return {}
+
+    def handed_over(self) -> None:
+        """Note that the service has answered, and closed the connection."""
 
 
 class Exchange:
@@ -88,22 +97,28 @@ class Exchange:
         self._is_bodiless = False
         # Takes no more of the body: there is to be none, or it was longer than declared.
         self._is_over = False
+        self._is_finished = False
         self._pending: list[bytes] = []
         self._pending_bytes = 0
 
     def run(self) -> bool:
         """Answer the request; False when that failed. A failure before the head has left is a 500."""
         try:
-            self._run()
-        except BaseException as error:
-            # All of them: a Timeout or a GreenletExit would leave the browser waiting, too.
-            self._failed(error)
-            # Nothing but the end of the connection can say that the rest is missing.
-            self.line.hang_up()
-            return False
-        if self.must_close:
-            self.line.hang_up()
-        return True
+            return self._answer()
+        finally:
+            self._is_finished = True
+
+    def hand_over(self) -> dict[str, str]:
+        """Let a service answer this request, the connection's last: the headers that tell it how.
+
+        What is sent here instead is followed by the connection's end. None when it is over.
+        """
+        return {} if self._is_finished else self.line.hand_over(self.message)
+
+    def was_answered(self) -> None:
+        """Send nothing: the service that it was handed to has."""
+        if self.line.is_last and not self._is_finished:
+            self.line.handed_over()
 
     def environ(self) -> WSGIEnvironment:
         """Return the request as WSGI has it (PEP 3333)."""
@@ -128,7 +143,7 @@ class Exchange:
             "wsgi.multithread": True,
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
-            "butler_mesh.line": self.line,
+            "butler_mesh.exchange": self,
         }
         for name, value in headers.items():
             # "x_y" and "x-y" would be one name here, and whoever checks the one might read the other.
@@ -182,6 +197,19 @@ class Exchange:
             self._flush()
 
     # --- within -------------------------------------------------------------------------------
+
+    def _answer(self) -> bool:
+        try:
+            self._run()
+        except BaseException as error:
+            # All of them: a Timeout or a GreenletExit would leave the browser waiting, too.
+            self._failed(error)
+            # Nothing but the end of the connection can say that the rest is missing.
+            self.line.hang_up()
+            return False
+        if self.must_close:
+            self.line.hang_up()
+        return True
 
     def _run(self) -> None:
         with closing(self._body), ExitStack() as last:

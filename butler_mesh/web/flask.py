@@ -94,7 +94,8 @@ class Mesh:
         bounded_app = bounded(_with_deadline(app.wsgi_app, timeout_s), timeout_s + LAST_WORDS_S)
         # As Flask says to: what asks for the application itself still gets it.
         app.wsgi_app = bounded_app  # type: ignore[assignment,method-assign]
-        app.register_error_handler(RequestFailed, _page)
+        if RequestFailed not in app.error_handler_spec[None][None]:  # the application's own goes before
+            app.register_error_handler(RequestFailed, _page)
         app.extensions["butler_mesh"] = self
 
     @property

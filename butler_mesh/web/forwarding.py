@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from werkzeug.wrappers import Response
@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response
 from butler_mesh import codec
 from butler_mesh.messages import ServiceResponse
 from butler_mesh.web import streaming
+from butler_mesh.web.handover import without_own
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
@@ -24,8 +25,7 @@ def http_response(response: ServiceResponse) -> Response:
     """Return a service's response as HTTP has it: status, headers (a list is one line each) and body.
 
     The body is a page, in UTF-8, where it is text or bytes, and JSON otherwise, unless its Content-Type
-    says something else; parts are sent as they come. What a service fails with is a page with its status
-    and its message. Raises ValueError for a header that is none.
+    says something else; parts are sent as they come. Raises ValueError for a header that is none.
     """
     body: Any = response.body
     content_type = HTML
@@ -38,8 +38,7 @@ def http_response(response: ServiceResponse) -> Response:
     elif not isinstance(body, str | bytes):
         body, content_type = codec.dumps(body), JSON
     reply = Response(body, response.status_code, content_type=content_type, direct_passthrough=False)
-    headers: Mapping[str, Any] = response.headers  # what came over the wire may be more than text
-    for name, value in headers.items():
+    for name, value in without_own(response.headers).items():  # values may be more than text
         if name.lower() not in _NOT_FOR_BROWSERS:
             values = value if isinstance(value, list) else [value]
             reply.headers.setlist(name, [str(one) for one in values])

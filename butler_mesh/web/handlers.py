@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import gevent
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
@@ -17,14 +18,12 @@ from butler_mesh.handlers import MessageHandler
 from butler_mesh.messages import ServiceResponse
 from butler_mesh.routing import RouteKind
 from butler_mesh.web import cookies, streaming
-from butler_mesh.web.forwarding import http_response
-from butler_mesh.web.outlet import ANSWERED
+from butler_mesh.web.forwarding import HTML, JSON, http_response
+from butler_mesh.web.handover import ANSWERED
 from butler_mesh.web.request import WebRequest
 
 _log = logging.getLogger("butler_mesh.web")
 
-HTML = "text/html; charset=utf-8"
-JSON = "application/json"
 JSON_LINES = "application/x-ndjson"
 EVENTS = "text/event-stream; charset=utf-8"
 
@@ -37,6 +36,9 @@ _HEADER = re.compile(
 # The headers of a failure that a browser is told. A failure may come from a service, and what a service
 # says to its caller (cookies, lengths) is not for the caller's own client.
 _FAILURE_HEADERS = ("Allow", "Retry-After", "WWW-Authenticate")
+
+# The bodies of a failure that has nothing to say but its status: ``set_status(404)``, ``render()``.
+_NOTHING: tuple[Any, ...] = (None, {}, "", b"")
 
 _ERROR_PAGE = """\
 <!doctype html>
@@ -206,7 +208,7 @@ class WebMessageHandler(MessageHandler):
         """Answer the request; an exception becomes its page."""
         try:
             response: Response = super().run(*args, **kwargs)
-        except (Exception, SystemExit) as error:  # sys.exit() in a handler ends no server
+        except (Exception, SystemExit, gevent.Timeout) as error:  # sys.exit() in a handler ends no server
             response = self.failed(error)
         return response
 
@@ -235,9 +237,11 @@ class WebMessageHandler(MessageHandler):
     def _forwarded(self, response: ServiceResponse) -> Response:
         if ANSWERED in response.headers:
             self.message.was_answered()
-        if response.body is None and response.status_code >= status.BAD_REQUEST:
+        if response.status_code >= status.BAD_REQUEST and response.body in _NOTHING:
             return self.failed(response.failure())
         reply = http_response(response)
+        for name, value in self.headers.items():
+            reply.headers.setdefault(name, value)  # what the service says of its reply goes before
         for line in self._cookies.values():
             reply.headers.add("Set-Cookie", line)
         return reply

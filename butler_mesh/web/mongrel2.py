@@ -25,8 +25,9 @@ from butler_mesh.lifetime import GRACE_S, Lifetime
 from butler_mesh.protocol import mongrel2
 from butler_mesh.protocol.mongrel2 import FLOW_WINDOW, Message
 from butler_mesh.routing import RouteKind
-from butler_mesh.web.exchange import SLICE_BYTES, Exchange
-from butler_mesh.web.outlet import REPLY_TO, Outlet, ReplyTo
+from butler_mesh.web.exchange import SLICE_BYTES, Exchange, Line
+from butler_mesh.web.handover import REPLY_TO, ReplyTo
+from butler_mesh.web.outlet import Outlet
 from butler_mesh.web.request import MAX_BODY_BYTES
 from butler_mesh.web.server import MAX_CONNECTIONS, SOCKET_TIMEOUT_S
 from butler_mesh.web.uploads import UploadStore
@@ -46,6 +47,11 @@ browser that has over 16 messages to read."""
 MESSAGES_A_TURN = 64
 HEAD_BYTES = 16 * 1024
 """Of the room that a browser's connection has, what is left for the head of a direct reply."""
+LEARN_S = 0.25
+"""How long to wait for a word of what has been read, to learn whether the server says it. Once, and only
+where the first request of a connection, which tells, came to the process before."""
+CLOSED_S = 10.0
+"""How long a connection that we have closed is remembered, so that what comes on it still is not answered."""
 LOOK_S = 1.0
 """How often the sockets are looked at unasked: the last net below an edge-triggered descriptor."""
 FORGET_AFTER_S = 60.0
@@ -61,6 +67,8 @@ class Mongrel2Connection:
     it, bodies over the server's ``limits.content_length`` are read from the files there, which are removed;
     without it they are refused (413). ``timeout_s``, ``max_body_bytes`` and
     ``trusted_proxies`` are as for WSGIConnection.
+
+    ``hand_over_secret`` is shared with services that may answer browsers themselves (DirectReplies).
 
     Give the server ``download.flow_control: 1``: then replies flow as fast as the browser reads, and only
     then may a page be streamed whole; and give each process that serves a ``Handler`` of its own, for what
@@ -79,11 +87,13 @@ class Mongrel2Connection:
         timeout_s: float = TIMEOUT_S,
         max_body_bytes: int = MAX_BODY_BYTES,
         trusted_proxies: int = 0,
+        hand_over_secret: str | bytes = "",
     ) -> None:
         self.send_spec = send_spec
         self.recv_spec = recv_spec
-        # Learnt from the server's messages.
-        self.has_flow_control = False
+        self.hand_over_secret = hand_over_secret
+        # Learnt from the server's messages; None until then.
+        self.has_flow_control: bool | None = None
         self._uploads = UploadStore(upload_store, max_body_bytes)
         self._options: dict[str, Any] = {
             "timeout_s": timeout_s,
@@ -139,7 +149,7 @@ class Mongrel2Connection:
         until = monotonic() + grace_s
         # Till these are answered we go on: the server waits for who takes its word of what browsers read.
         now = [one for one in self._browsers.values() if one.exchange is not None]
-        while any(one.exchange or (one.waiting and not one.is_taken) for one in now) and monotonic() < until:
+        while any(one.exchange or (one.waiting and not one.is_last) for one in now) and monotonic() < until:
             gevent.sleep(0.01)
         if self._in is not None:
             # What has come is ours, and closing throws it away.
@@ -153,6 +163,8 @@ class Mongrel2Connection:
             _log.warning("drain-incomplete %d requests after %.1f s", len(self._workers.running), grace_s)
             loop.run_callback(self._stop_all)
             self._wait_until_idle(1.0)
+        for browser in self._browsers.values():
+            self.discard(browser)
         self._browsers.clear()
         self._timer.close()
         self._out_watcher.close()
@@ -205,7 +217,7 @@ class Mongrel2Connection:
             self._is_connected = False
             self._close_intake()
             self._forget_all(Stopped(status.CANCELLED, "Mongrel2 is gone"))
-            self.has_flow_control = False  # the next one may have none
+            self.has_flow_control = None  # the next one may have none
             self._open_intake(outlet)
         if not is_open:
             return  # what has come waits: a reply that is sent to nobody is lost
@@ -239,9 +251,9 @@ class Mongrel2Connection:
             self.has_flow_control = True
         if browser is None:
             browser = self._browsers[key] = Browser(self, key)
-        if browser.is_taken or len(browser.waiting) >= MAX_WAITING:
+        if browser.is_last or len(browser.waiting) >= MAX_WAITING:
             self._uploads.discard(message)
-            if not browser.is_taken:
+            if not browser.is_last:
                 browser.hang_up()
                 self._stop(browser, Stopped(status.CANCELLED, "too many requests are waiting"))
         elif self._uploads.is_due(message):
@@ -250,7 +262,7 @@ class Mongrel2Connection:
 
     def _next(self, browser: Browser) -> None:
         """Answer the browser's next request, if it has one and none is being answered."""
-        if browser.exchange is None and browser.waiting and not browser.is_taken:
+        if browser.exchange is None and browser.waiting and not browser.is_last:
             exchange = browser.exchange = self._exchange(browser.waiting.popleft(), browser)
             worker = self._workers.start(exchange)
             browser.worker = worker if worker.job is exchange else None  # it may have ended already
@@ -261,9 +273,9 @@ class Mongrel2Connection:
         if isinstance(browser, Browser):
             browser.exchange = browser.worker = None
             browser.idle_since = monotonic()
-            if browser.waiting and not browser.is_taken:
+            if browser.waiting and not browser.is_last:
                 get_hub().loop.run_callback(self._next, browser)
-            elif not browser.is_taken and not browser.unread_bytes:
+            elif not browser.is_last and not browser.unread_bytes:
                 self._browsers.pop(browser.key, None)
         return is_well
 
@@ -289,20 +301,24 @@ class Mongrel2Connection:
         self._turn()
         now = monotonic()
         for browser in list(self._browsers.values()):
-            # Of an end that we made we are not told; what was sent ahead of it has come by then.
-            left_s = browser.idle_since - now + (LOOK_S if browser.is_closed else FORGET_AFTER_S)
+            # Of an end that we made we are not told.
+            left_s = browser.idle_since - now + (CLOSED_S if browser.is_closed else FORGET_AFTER_S)
             if browser.exchange is None and not browser.waiting and left_s < 0:
                 del self._browsers[browser.key]
 
     def _forget(self, browser: Browser, reason: Stopped) -> None:
         """Stop what is done for a browser, and drop what it waits for."""
         self._browsers.pop(browser.key, None)
-        browser.is_taken = browser.is_closed = True
+        browser.is_last = browser.is_closed = True
         self._stop(browser, reason)
 
-    def _stop(self, browser: Browser, reason: Stopped) -> None:
+    def discard(self, browser: Browser) -> None:
+        """Drop the requests that a browser sent ahead."""
         while browser.waiting:
             self._uploads.discard(browser.waiting.popleft())
+
+    def _stop(self, browser: Browser, reason: Stopped) -> None:
+        self.discard(browser)
         if browser.worker is not None and browser.exchange is not None:
             self._workers.stop(browser.worker, browser.exchange, reason)
 
@@ -319,7 +335,7 @@ class Mongrel2Connection:
 
     def _wait_until_idle(self, timeout_s: float) -> None:
         until, browsers = monotonic() + timeout_s, self._browsers.values()
-        while self._workers.running or any(one.waiting and not one.is_taken for one in browsers):
+        while self._workers.running or any(one.waiting and not one.is_last for one in browsers):
             if monotonic() > until:
                 return
             gevent.sleep(0.01)
@@ -341,7 +357,7 @@ class Mongrel2Connection:
             self._in = None
 
 
-class Browser:
+class Browser(Line):
     """A connection that Mongrel2 holds for us, and the requests that came on it, answered in order."""
 
     def __init__(self, connection: Mongrel2Connection, key: tuple[bytes, bytes]) -> None:
@@ -349,8 +365,8 @@ class Browser:
         self.waiting: deque[Message] = deque()
         self.exchange: Exchange | None = None
         self.worker: Worker[Exchange] | None = None
-        # Carries no further request: it is closed, or was handed over to a service for its one reply.
-        self.is_taken = False
+        # Carries no further request: it is to be closed, or was handed over to a service for its one reply.
+        self.is_last = False
         self.is_closed = False
         # What Mongrel2 has yet to send on.
         self.unread_bytes = 0
@@ -362,23 +378,19 @@ class Browser:
     @property
     def can_send_parts(self) -> bool:
         """Whether a large reply may go in several messages."""
-        return self._connection.has_flow_control
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the present reply is the connection's last."""
-        return self.is_taken
+        return self._connection.has_flow_control is not False
 
     def send(self, data: bytes) -> None:
         """Send bytes of a reply, as fast as the browser reads. Raises TimeoutError when it does not."""
         if self.is_closed:
             return  # nobody is there, or a service has answered
-        if not self._connection.has_flow_control:
-            gevent.sleep(max(0.0, self._sent_at + PACE_S - monotonic()))
-            self._sent_at = monotonic()
-            self._write(data)
-            return
         for at in range(0, len(data), SLICE_BYTES):
+            if self._connection.has_flow_control is None and self._sent_at:
+                self._connection.has_flow_control = self._has_read.wait(LEARN_S)
+            if self._connection.has_flow_control is False:
+                gevent.sleep(max(0.0, self._sent_at + PACE_S - monotonic()))
+                self._write(data[at:])
+                return
             part = data[at : at + SLICE_BYTES]
             while self.unread_bytes + len(part) > FLOW_WINDOW:
                 self._has_read.clear()
@@ -390,33 +402,42 @@ class Browser:
     def has_read(self, number: int) -> None:
         """Note that so many bytes have left Mongrel2."""
         self.unread_bytes = max(0, self.unread_bytes - number)
+        self._connection.has_flow_control = True
         self._has_read.set()
 
     def hang_up(self) -> None:
         """Close the connection, once what was sent has arrived."""
         if not self.is_closed:
-            self.is_taken = self.is_closed = True
+            self._end()
             self._write(b"")
 
-    def hand_over(self) -> dict[str, str]:
-        """Let a service answer the present request; returns the headers that tell it how.
+    def hand_over(self, message: Message) -> dict[str, str]:
+        """Let a service answer a request; returns the headers that tell it how.
 
-        Whatever is sent here instead is followed by the connection's end.
+        Whatever is sent here instead is followed by the connection's end. Raises UsageError without a secret.
         """
-        self.is_taken = True
-        assert self.exchange is not None  # it is what asks
-        message = self.exchange.message
-        room = FLOW_WINDOW - self.unread_bytes if self._connection.has_flow_control else MAX_BODY_BYTES
+        secret = self._connection.hand_over_secret
+        if not secret:
+            raise UsageError("direct replies take a hand_over_secret of Mongrel2Connection")
+        self.is_last = True
+        self._connection.discard(self)
+        room = FLOW_WINDOW - self.unread_bytes if self.can_send_parts else MAX_BODY_BYTES
         method, version = message.header("METHOD"), message.header("VERSION")
         sender, connection = (part.decode() for part in self.key)
         spec = self._connection.recv_spec
-        return {REPLY_TO: ReplyTo(spec, sender, connection, method, version, room - HEAD_BYTES).header()}
+        reply_to = ReplyTo(spec, sender, connection, method, version, room - HEAD_BYTES)
+        return {REPLY_TO: reply_to.header(secret)}
 
     def handed_over(self) -> None:
         """Note that the service has answered, and closed the connection."""
-        self.is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        self.is_last = self.is_closed = True
+        self._connection.discard(self)
 
     def _write(self, data: bytes) -> None:
+        self._sent_at = monotonic()
         self._connection.reply(self.key[0], [self.key[1]], data)
 
 

@@ -1,56 +1,24 @@
-"""Outlet: the way to the browsers of a Mongrel2 server; and how one of them is handed to a service."""
+"""Outlet: the way to the browsers of a Mongrel2 server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+import os
+from typing import Any
 
 import gevent
 import zmq
 
-from butler_mesh import codec
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.sockets import context
 from butler_mesh.errors import AddressError
 
-REPLY_TO = "butler-mesh-reply-to"
-"""Header of a request whose browser may be answered directly: where and whom."""
-ANSWERED = "butler-mesh-answered"
-"""Header of the reply that says it has been."""
-
-
-class ReplyTo(NamedTuple):
-    """A browser's connection, as its front describes it."""
-
-    endpoint: str
-    sender: str
-    connection: str
-    method: str
-    version: str
-    max_bytes: int
-
-    def header(self) -> str:
-        """Return it as a header's value."""
-        return codec.dumps(list(self)).decode()
-
-    @classmethod
-    def of(cls, headers: Mapping[str, Any]) -> Self | None:
-        """Return what a request's headers say; None where they say nothing that can be used."""
-        try:
-            fields = codec.loads(headers[REPLY_TO].encode())
-            *texts, max_bytes = fields
-            if len(texts) != 5 or not isinstance(max_bytes, int):
-                return None
-            endpoint, sender, connection, method, version = map(str, texts)
-        except (AttributeError, KeyError, ValueError, TypeError):
-            return None
-        return cls(endpoint, sender, connection, method, version, max_bytes)
-
 
 class Outlet:
-    """The way to one Mongrel2's browsers. Belongs to the hub of the thread that made it."""
+    """The way to one Mongrel2's browsers. Belongs to the process that made it, and there to one hub."""
 
     def __init__(self, endpoint: str) -> None:
+        self.pid = os.getpid()
+        self.made_at = monotonic()
         # Counts the servers that were there: connections of one mean nothing to the next.
         self.epoch = 0
         self.is_open = False

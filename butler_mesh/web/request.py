@@ -18,6 +18,7 @@ from butler_mesh import codec
 from butler_mesh.deadlines import NEVER
 from butler_mesh.errors import BadRequest
 from butler_mesh.messages import ServiceRequest
+from butler_mesh.web.handover import without_own
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -270,7 +271,8 @@ class WebRequest(Request):
 
     def to_service_request(self, path: str | None = None) -> ServiceRequest:
         """Return this request as one for a service: its path and method, the arguments of query and form,
-        its headers (lower case, those of the connection left out), and as body its JSON value or bytes.
+        its headers (lower case; not those of the connection, nor what claims to be the mesh's own), and as
+        body its JSON value or bytes.
 
         Of an argument that comes several times the value is a list. Files stay here: they are streams.
         """
@@ -283,20 +285,20 @@ class WebRequest(Request):
             self.path if path is None else path,
             self.method,
             {name: found[0] if len(found) == 1 else found for name, found in values.items()},
-            {name.lower(): value for name, value in self.headers if name.lower() not in _HOP_BY_HOP},
+            without_own({name.lower(): v for name, v in self.headers if name.lower() not in _HOP_BY_HOP}),
             body,
         )
 
     def hand_over(self) -> dict[str, str]:
         """Let a service answer the client itself, where the front can: the headers that tell it how."""
-        line = self.environ.get("butler_mesh.line")
-        return {} if line is None else line.hand_over()
+        exchange = self.environ.get("butler_mesh.exchange")
+        return {} if exchange is None else exchange.hand_over()
 
     def was_answered(self) -> None:
         """Note that the service has: nothing that is returned here is sent."""
-        line = self.environ.get("butler_mesh.line")
-        if line is not None and line.is_last:
-            line.handed_over()
+        exchange = self.environ.get("butler_mesh.exchange")
+        if exchange is not None:
+            exchange.was_answered()
 
     def _check_memory(self, most: int) -> None:
         if (self.content_length or 0) > most:

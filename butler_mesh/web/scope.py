@@ -36,13 +36,13 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", 
 class Scope:
     """Runs functions for a request in one copy of the present context.
 
-    Each run must end within ``timeout_s`` seconds, which calls of the mesh inherit; what does not is
-    stopped (Stopped, 504), and so is what runs when the client leaves (499), where the server lets us see
-    its connection. A greenlet is in one run at a time.
+    Each run must end within ``timeout_s`` seconds, and within those of a scope around it; calls of the mesh
+    inherit that. What does not is stopped (Stopped, 504), and so is what runs when the client leaves (499),
+    where the server lets us see its connection. A greenlet is in one run at a time.
     """
 
     def __init__(self, environ: WSGIEnvironment, timeout_s: float) -> None:
-        self.deadline = monotonic() + timeout_s
+        self.deadline = deadlines.deadline_for(timeout_s, monotonic())
         self._timeout_s = timeout_s
         self._context = copy_context()
         self._connection = next((environ[name] for name in _SOCKETS if name in environ), None)
@@ -61,7 +61,7 @@ class Scope:
 
     def renew(self) -> None:
         """Begin the time anew: a stream has as long for each of its parts."""
-        self.deadline = monotonic() + self._timeout_s
+        self.deadline = deadlines.deadline_for(self._timeout_s, monotonic())
 
     def _run(self, connection: Any, function: Callable[..., T], *args: Any) -> T:
         self._context.run(deadlines.current.set, self.deadline)

@@ -32,7 +32,7 @@ SERVICE = """
     endpoint, front = sys.argv[1:]
 
     class Answer(DirectReplies, ServiceMessageHandler):
-        fronts = (front,)
+        fronts = {front: "secret"}
 
         def request(self):
             print("working on", self.message.get_argument("name"), flush=True)
@@ -65,7 +65,7 @@ class Site:
         else:
             self.front = stack.enter_context(running(directory))
             self.recv_spec = self.front.specs[0][1]
-            connection = Mongrel2Connection(*self.front.specs[0])
+            connection = Mongrel2Connection(*self.front.specs[0], hand_over_secret="secret")
             application = Application(connection, routes, grace_s=0.05)
             application.start()
             stack.callback(application.close)

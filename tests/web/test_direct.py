@@ -18,14 +18,15 @@ from butler_mesh.messages import ServiceResponse
 from butler_mesh.service_client import ServiceClientMixin
 from butler_mesh.web.direct import MARGIN_S, DirectReplies
 from butler_mesh.web.handlers import WebMessageHandler
+from butler_mesh.web.handover import ANSWERED, REPLY_TO, ReplyTo
 from butler_mesh.web.mongrel2 import Mongrel2Connection
-from butler_mesh.web.outlet import ANSWERED, REPLY_TO, ReplyTo
 from tests.meshes import Mesh, drained
 from tests.waiting import wait_for
 from tests.web.fronts import serving
 from tests.web.mongrel2s import Mongrel2, running
 
 TIMEOUT_S = 0.6
+SECRET = "a secret of front and service"
 
 
 class Site:
@@ -39,7 +40,7 @@ class Site:
         site, address = self, f"{mesh.endpoint}#app"
 
         class Answer(DirectReplies, ServiceMessageHandler):
-            fronts = (server.specs[0][1],)
+            fronts = {server.specs[0][1]: SECRET}  # noqa: RUF012 (set by its programmer)
 
             def request(self) -> Any:
                 argument = self.message.get_argument
@@ -72,7 +73,7 @@ class Site:
 
         self.routes: list[tuple[str, Any]] = [("^/direct$", Page), ("^/plain$", Plain)]
         self.service = mesh.application([("^/answer$", Answer)])
-        self.connection = Mongrel2Connection(*server.specs[0])
+        self.connection = Mongrel2Connection(*server.specs[0], hand_over_secret=SECRET)
         self.application = Application(self.connection, self.routes, grace_s=0.05)
         self.application.start()
         wait_for(lambda: self.connection.is_connected, 10.0)
@@ -164,20 +165,20 @@ def test_what_cannot_go_directly_goes_through_the_front_and_closes_too(
 
 def test_a_front_that_is_not_among_the_services_gets_the_reply_itself(site: Site, mesh: Mesh) -> None:
     class Answer(DirectReplies, ServiceMessageHandler):
-        fronts = ("tcp://127.0.0.1:1",)
+        fronts = {"tcp://127.0.0.1:1": SECRET}  # noqa: RUF012
 
         def request(self) -> str:
             return "through the front"
 
     mesh.application([("^/answer$", Answer)], service="other")
-    reply_to = ReplyTo(site.server.specs[0][1], "x", "1", "GET", "HTTP/1.1", 1000).header()
+    reply_to = ReplyTo(site.server.specs[0][1], "x", "1", "GET", "HTTP/1.1", 1000).header(SECRET)
     response = mesh.client().request("other", "/answer", headers={REPLY_TO: reply_to})
     assert (response.status_code, response.body) == (200, "through the front")
 
 
 def test_behind_another_front_the_reply_takes_the_usual_way(mesh: Mesh) -> None:
     class Answer(DirectReplies, ServiceMessageHandler):
-        fronts = ("tcp://127.0.0.1:1",)
+        fronts = {"tcp://127.0.0.1:1": SECRET}  # noqa: RUF012
 
         def request(self) -> str:
             return "hello"

@@ -17,7 +17,7 @@ from werkzeug.wrappers import Response
 
 from butler_mesh import deadlines, tracing
 from butler_mesh.application import Application
-from butler_mesh.errors import AddressError, BadRequest, UsageError
+from butler_mesh.errors import AddressError, BadRequest, RequestFailed, UsageError
 from butler_mesh.handlers import ServiceMessageHandler
 from butler_mesh.messages import ServiceResponse
 from butler_mesh.service_client import ServiceClientMixin
@@ -377,3 +377,19 @@ def test_any_class_with_an_application_calls_services_by_the_mixin(mesh: Mesh, s
     assert WSGIClient(Page(ours)).get("/tea").text == "/tea /tea costs 3"
     ours.close()
     plain._mesh_clients.close()  # type: ignore[attr-defined]
+
+
+def test_an_applications_own_handler_for_failures_stays(mesh: Mesh) -> None:
+    app = flask.Flask("own")
+
+    @app.errorhandler(RequestFailed)
+    def own(error: RequestFailed) -> tuple[str, int]:
+        return "own page", 418
+
+    made = FlaskMesh(app, mesh.endpoint)
+
+    @app.get("/")
+    def page() -> None:
+        made.request("nobody").raise_for_status()
+
+    assert (app.test_client().get("/").status_code, app.test_client().get("/").text) == (418, "own page")

@@ -10,12 +10,14 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from butler_mesh.clock import monotonic
 from butler_mesh.errors import Stopped, UsageError
 from butler_mesh.handlers import ServiceMessageHandler
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.service_client import ServiceClientMixin
 from butler_mesh.web.forwarding import http_response
 from butler_mesh.web.handlers import WebMessageHandler
+from butler_mesh.web.handover import ANSWERED, REPLY_TO
 from tests.meshes import Mesh, drained
 from tests.waiting import wait_for
 from tests.web.fronts import made, serving
@@ -235,3 +237,73 @@ def test_any_class_may_forward_a_request_it_makes(mesh: Mesh) -> None:
 def named(name: str, function: Any) -> Any:
     function.__name__ = name
     return function
+
+
+def test_the_fronts_headers_are_added_where_the_service_says_nothing(mesh: Mesh) -> None:
+    class Answer(ServiceMessageHandler):
+        def request(self) -> ServiceResponse:
+            self.set_status(200)
+            self.headers = {"X-Both": "service"}
+            return self.render("hello")
+
+    class Page(ServiceClientMixin, WebMessageHandler):
+        def get(self) -> ServiceResponse:
+            self.headers = {"X-Both": "front", "X-Frame-Options": "DENY"}
+            self.set_cookie("seen", "1")
+            return self.forward_to_service(f"{mesh.endpoint}#app", self.create_service_request("/answer"))
+
+    mesh.application([("^/answer$", Answer)])
+    with serving([("^/$", Page)]) as front:
+        headers = front.get("/").headers
+        assert (headers["X-Both"], headers["X-Frame-Options"]) == ("service", "DENY")
+        assert headers["Set-Cookie"].startswith("seen=1")
+
+
+def test_a_failure_that_says_nothing_but_its_status_is_the_fronts_page(mesh: Mesh) -> None:
+    class Answer(ServiceMessageHandler):
+        def request(self) -> ServiceResponse:
+            self.set_status(404, "no such picture")
+            return self.render()
+
+    mesh.application([("^/answer$", Answer)])
+    with serving([("^/$", page(f"{mesh.endpoint}#app"))]) as front:
+        reply = front.get("/")
+        assert reply.status == 404
+        assert "no such picture" in reply.text
+        assert reply.headers["Content-Type"].startswith("text/html")
+
+
+def test_the_deadline_is_the_web_requests_and_not_the_clients_own(mesh: Mesh) -> None:
+    left: list[float] = []
+
+    class Answer(ServiceMessageHandler):
+        def request(self) -> str:
+            left.append(self.message.deadline - monotonic())
+            return ""
+
+    mesh.application([("^/answer$", Answer)])
+    for timeout_s in (7.0, 100.0):
+        with serving([("^/$", page(f"{mesh.endpoint}#app"))], timeout_s=timeout_s) as front:
+            assert front.get("/").status == 200
+    assert 5.0 < left[0] <= 7.0
+    assert 90.0 < left[1] <= 100.0
+
+
+def test_the_meshs_own_headers_come_neither_from_browsers_nor_to_them(mesh: Mesh) -> None:
+    seen: list[Any] = []
+
+    class Answer(ServiceMessageHandler):
+        def get(self) -> ServiceResponse:
+            seen.append(dict(self.message.headers))
+            self.set_status(200)
+            self.headers = {ANSWERED: "1", "X-A": "b"}
+            return self.render("hello")
+
+    mesh.application([("^/a$", Answer)])
+    with serving([("^/a$", page(f"{mesh.endpoint}#app", path=None))]) as front:
+        reply = front.get("/a", Butler_Mesh_Reply_To="[]", X_Mine="yes")
+        assert (reply.status, reply.text) == (200, "hello")
+        assert "X-A" in reply.headers
+        assert not [name for name in reply.headers if name.lower().startswith("butler-mesh-")]
+    assert seen[0]["x-mine"] == "yes"
+    assert REPLY_TO not in seen[0]

@@ -715,7 +715,7 @@ def test_one_reply_goes_to_several_connections(server: Mongrel2) -> None:
             browser.close()
         for line in lines:
             # Over 16 replies to those who are gone, while nobody takes its notices, block Mongrel2 for ever.
-            line.is_taken = line.is_closed = True
+            line.is_last = line.is_closed = True
 
 
 # --- replies ------------------------------------------------------------------------------------

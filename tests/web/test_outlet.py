@@ -12,7 +12,7 @@ from gevent.hub import get_hub
 
 from butler_mesh.connections.sockets import context
 from butler_mesh.errors import AddressError
-from butler_mesh.web.outlet import REPLY_TO, Outlet, ReplyTo
+from butler_mesh.web.outlet import Outlet
 from tests.waiting import wait_for
 from tests.web.mongrel2s import free_ports
 
@@ -111,17 +111,3 @@ def test_waiting_lets_others_work(outlet: Outlet) -> None:
 def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
     with pytest.raises(AddressError, match="cannot connect"):
         Outlet(endpoint)
-
-
-def test_a_hand_over_survives_the_wire() -> None:
-    reply_to = ReplyTo("tcp://127.0.0.1:1", "sender", "7", "GET", "HTTP/1.1", 100)
-    assert ReplyTo.of({REPLY_TO: reply_to.header()}) == reply_to
-
-
-@pytest.mark.parametrize("header", ["", "{", "[]", "[1,2,3]", '["a","b","c","d","e","f"]', "null", None, 7])
-def test_what_makes_no_sense_is_no_hand_over(header: object) -> None:
-    assert ReplyTo.of({REPLY_TO: header}) is None
-
-
-def test_without_the_header_nothing_was_handed_over() -> None:
-    assert ReplyTo.of({}) is None

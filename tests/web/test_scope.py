@@ -237,3 +237,13 @@ def test_runs_leave_no_watchers_behind(pair: Pair) -> None:
     for _ in range(100):
         scope.run(gevent.sleep, 0)
     assert loop.activecnt <= before
+
+
+def test_a_scope_within_another_has_no_more_time() -> None:
+    def within() -> tuple[float, float]:
+        inner = Scope({}, 60.0)
+        before = inner.run(deadlines.remaining_s)
+        inner.renew()
+        return before, inner.run(deadlines.remaining_s)
+
+    assert all(4.0 < left_s <= 5.0 for left_s in Scope({}, 5.0).run(within))

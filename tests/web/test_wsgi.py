@@ -544,3 +544,16 @@ def test_a_request_that_arrived_before_a_drain_is_answered_whatever_it_waits_for
             reply = b"".join(iter(lambda: client.recv(65536), b""))
     assert reply.startswith(b"HTTP/1.1 200 OK")
     assert reply.endswith(b"answered")
+
+
+def test_a_timeout_that_a_handler_lets_out_is_its_fault_and_a_page(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(WebMessageHandler):
+        def get(self) -> None:
+            with gevent.Timeout(0.01):
+                gevent.sleep(5)
+
+    with serving([("^/$", Slow)]) as front:
+        reply = front.get("/")
+        assert reply.status == 500
+        assert "<h1>500 Internal Server Error</h1>" in reply.text
+    assert "web-handler-failed get '/'" in caplog.text
