@@ -41,6 +41,10 @@ RECV_SPEC = "tcp://127.0.0.1:9998"
 
 MAX_WAITING = 64
 """Requests that one browser may have sent ahead; with one more its connection is closed."""
+MAX_WAITING_BYTES = 256 * 1024
+"""Of several that it has sent ahead; a single one may be as large as Mongrel2 lets it."""
+IMPATIENT_S = 10.0
+"""How long a browser that has sent requests ahead may take nothing of a reply."""
 PACE_S = 0.05
 """Between the parts of a streamed reply where Mongrel2 does not say how fast the browser reads: it cuts a
 browser that has over 16 messages to read."""
@@ -251,19 +255,19 @@ class Mongrel2Connection:
             self.has_flow_control = True
         if browser is None:
             browser = self._browsers[key] = Browser(self, key)
-        if browser.is_last or len(browser.waiting) >= MAX_WAITING:
+        if browser.is_last or not browser.may_wait(len(data)):
             self._uploads.discard(message)
             if not browser.is_last:
                 browser.hang_up()
                 self._stop(browser, Stopped(status.CANCELLED, "too many requests are waiting"))
         elif self._uploads.is_due(message):
-            browser.waiting.append(message)
+            browser.wait(message, len(data))
             self._next(browser)
 
     def _next(self, browser: Browser) -> None:
         """Answer the browser's next request, if it has one and none is being answered."""
         if browser.exchange is None and browser.waiting and not browser.is_last:
-            exchange = browser.exchange = self._exchange(browser.waiting.popleft(), browser)
+            exchange = browser.exchange = self._exchange(browser.next_message(), browser)
             worker = self._workers.start(exchange)
             browser.worker = worker if worker.job is exchange else None  # it may have ended already
 
@@ -315,7 +319,7 @@ class Mongrel2Connection:
     def discard(self, browser: Browser) -> None:
         """Drop the requests that a browser sent ahead."""
         while browser.waiting:
-            self._uploads.discard(browser.waiting.popleft())
+            self._uploads.discard(browser.next_message())
 
     def _stop(self, browser: Browser, reason: Stopped) -> None:
         self.discard(browser)
@@ -362,7 +366,8 @@ class Browser(Line):
 
     def __init__(self, connection: Mongrel2Connection, key: tuple[bytes, bytes]) -> None:
         self.key = key
-        self.waiting: deque[Message] = deque()
+        self.waiting: deque[tuple[Message, int]] = deque()
+        self._waiting_bytes = 0
         self.exchange: Exchange | None = None
         self.worker: Worker[Exchange] | None = None
         # Carries no further request: it is to be closed, or was handed over to a service for its one reply.
@@ -380,6 +385,23 @@ class Browser(Line):
         """Whether a large reply may go in several messages."""
         return self._connection.has_flow_control is not False
 
+    def may_wait(self, size: int) -> bool:
+        """Tell whether one more request, of so many bytes, may wait behind those that came before."""
+        if not self.waiting:
+            return True
+        return len(self.waiting) < MAX_WAITING and self._waiting_bytes + size <= MAX_WAITING_BYTES
+
+    def wait(self, message: Message, size: int) -> None:
+        """Add a request to those that wait."""
+        self.waiting.append((message, size))
+        self._waiting_bytes += size
+
+    def next_message(self) -> Message:
+        """Return the request that has waited longest."""
+        message, size = self.waiting.popleft()
+        self._waiting_bytes -= size
+        return message
+
     def send(self, data: bytes) -> None:
         """Send bytes of a reply, as fast as the browser reads. Raises TimeoutError when it does not."""
         if self.is_closed:
@@ -394,7 +416,8 @@ class Browser(Line):
             part = data[at : at + SLICE_BYTES]
             while self.unread_bytes + len(part) > FLOW_WINDOW:
                 self._has_read.clear()
-                if not self._has_read.wait(SOCKET_TIMEOUT_S):
+                # One who asks for more, and takes nothing, may have left: Mongrel2 notices when it sends.
+                if not self._has_read.wait(IMPATIENT_S if self.waiting else SOCKET_TIMEOUT_S):
                     raise TimeoutError("the browser reads nothing")
             self.unread_bytes += len(part)
             self._write(part)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
-from werkzeug.formparser import FormDataParser, MultiPartParser
+from werkzeug.formparser import FormDataParser
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.utils import cached_property
 from werkzeug.wrappers import Request
@@ -18,33 +18,19 @@ from butler_mesh import codec
 from butler_mesh.deadlines import NEVER
 from butler_mesh.errors import BadRequest
 from butler_mesh.messages import ServiceRequest
+from butler_mesh.web.forms import MAX_FIELD_BYTES, MAX_FORM_FIELDS, MULTIPART, URLENCODED, Forms
 from butler_mesh.web.handover import without_own
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-    from werkzeug.datastructures import Headers
-    from werkzeug.sansio.multipart import File
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """What a request's body may hold: as much as one message of the mesh, for many a body goes on into it."""
 PART_BYTES = 256 * 1024
 """Of a body that is sent on: large enough that calls cost little beside its bytes, and a few of them fit
 into any memory."""
-
-MAX_FORM_FIELDS = 10_000
-"""What a form may hold, of either kind: such a one takes 10 ms, as multipart 0.2 s. The bytes alone are no
-bound: a body of ``a&a&…`` becomes forty times its size in memory."""
-MAX_FIELD_BYTES = 1024 * 1024
-"""What one field of text in a multipart form may hold, and a form of the other kind as a whole: of escapes
-alone, 1 MiB takes 80 ms. Files may be larger: they go to disk."""
-MAX_JSON_BYTES = 4 * 1024 * 1024
-"""What a body of JSON may hold: of the costliest, which is empty lists, so much takes 0.3 s."""
-MAX_PART_LINES = 100
-"""Lines in the head of a part of a multipart form, as Python's HTTP has it for heads. Honest ones have three;
-each costs forty times its bytes in memory, too."""
-
-_URLENCODED = "application/x-www-form-urlencoded"
-_MULTIPART = "multipart/form-data"
+MAX_JSON_BYTES = 2 * 1024 * 1024
+"""What a body of JSON may hold: of the costliest, which is empty lists beside ``"NaN"``, it takes 0.4 s."""
 
 _HOP_BY_HOP = frozenset(
     {"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -84,58 +70,6 @@ class BoundedStream(LimitedStream):
         if self.is_exhausted:
             self.on_exhausted()
         return data
-
-
-class Parts(MultiPartParser):
-    """The parts of a multipart form; a head of more than MAX_PART_LINES raises 413."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._files: list[IO[bytes]] = []
-
-    def start_file_streaming(self, event: File, total_content_length: int | None) -> IO[bytes]:
-        """Begin a file."""
-        _check_head(event.headers)
-        self._files.append(super().start_file_streaming(event, total_content_length))
-        return self._files[-1]
-
-    def get_part_charset(self, headers: Headers) -> str:
-        """End a field of text."""
-        _check_head(headers)
-        return super().get_part_charset(headers)
-
-    def close(self) -> None:
-        """Close the files of a form that will not be."""
-        for file in self._files:
-            file.close()
-
-
-class Forms(FormDataParser):
-    """Reads forms, multipart ones by Parts; ValueError for what is none."""
-
-    def parse(
-        self,
-        stream: IO[bytes],
-        mimetype: str,
-        content_length: int | None,
-        options: dict[str, str] | None = None,
-    ) -> Any:
-        """Return the stream, the fields and the files."""
-        if mimetype != _MULTIPART:
-            return super().parse(stream, mimetype, content_length, options)
-        parts = Parts(
-            self.stream_factory, self.max_form_memory_size, self.cls, max_form_parts=self.max_form_parts
-        )
-        try:
-            boundary = (options or {}).get("boundary", "").encode("ascii")
-            if not boundary:
-                raise ValueError("no boundary")
-            return stream, *parts.parse(stream, boundary, content_length)
-        except BaseException as error:
-            parts.close()
-            if isinstance(error, ValueError) and not stream.tell() and not stream.read(1):
-                return stream, self.cls(), self.cls()  # no body: some clients send GET with such a type
-            raise
 
 
 class WebRequest(Request):
@@ -259,7 +193,7 @@ class WebRequest(Request):
 
     def _load_form_data(self) -> None:
         """Put ``form`` and ``files`` in their places: what werkzeug calls when one is first asked for."""
-        if self.mimetype == _URLENCODED:
+        if self.mimetype == URLENCODED:
             self._check_memory(self.max_form_memory_size)
             data = self.get_data()  # keeps the body, which the parser would use up
             if len(data) > self.max_form_memory_size or data.count(b"&") >= self.max_form_parts:
@@ -279,7 +213,7 @@ class WebRequest(Request):
         values = dict(self.args.lists())
         for name, found in self.form.lists():
             values[name] = [*values.get(name, []), *found]
-        is_form = self.mimetype in (_MULTIPART, _URLENCODED)
+        is_form = self.mimetype in (MULTIPART, URLENCODED)
         body = None if is_form else self.json_body if self.is_json else self.body or None
         return ServiceRequest(
             self.path if path is None else path,
@@ -306,11 +240,6 @@ class WebRequest(Request):
 
     def __repr__(self) -> str:
         return f"<WebRequest {self.method} {self.path[:80]!r}>"
-
-
-def _check_head(headers: Headers) -> None:
-    if len(headers) > MAX_PART_LINES:
-        raise RequestEntityTooLarge
 
 
 def _before_proxies(environ: WSGIEnvironment, proxies: int) -> WSGIEnvironment:

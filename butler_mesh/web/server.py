@@ -65,6 +65,7 @@ _BODILESS = (204, 304)
 # RFC 9110, 5 and RFC 9112, 3 and 7.1. None of them can match in two ways: what fails, fails in linear time.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)\r\n" % _TOKEN)
+_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _REQUEST_LINE = re.compile(rb"%b [\x21-\x7e\x80-\xff]+ HTTP/1\.[0-9]\r\n" % _TOKEN)
 
@@ -191,14 +192,14 @@ class Handler(WSGIHandler):
 
     def read_requestline(self) -> str:
         """Wait for the next request; while waiting the connection is idle."""
-        self.server.idle.add(self)
+        self.server.idle[self] = None
         if self.server.is_draining:
             self.end_idling()
         try:
             with _patience(SOCKET_TIMEOUT_S):
                 line: str = super().read_requestline()
         finally:
-            self.server.idle.discard(self)
+            self.server.idle.pop(self, None)
         return line
 
     def end_idling(self) -> None:
@@ -249,6 +250,9 @@ class Handler(WSGIHandler):
 
     def start_response(self, line: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Begin the response; the last one of a connection says that it is."""
+        if not all(_LINE.fullmatch(f"{name}:{value}") for name, value in headers):
+            # Names that come from a service's reply, say: CR and LF are not all that is wrong in one.
+            raise ValueError("not a header")
         if self.server.is_draining and not any(name.lower() == "connection" for name, _ in headers):
             headers = [*headers, ("Connection", "close")]
         write = super().start_response(line, headers, exc_info)
@@ -349,7 +353,8 @@ class Server(WSGIServer):
     handler_class = Handler
 
     def __init__(self, listener: Any, application: Any, host: str) -> None:
-        self.idle: set[Handler] = set()
+        # In the order in which they fell silent.
+        self.idle: dict[Handler, None] = {}
         self.is_draining = False
         self.connections = Connections(MAX_CONNECTIONS)
         # Given, for gevent would look the name up: without a network that takes seconds.
@@ -361,6 +366,9 @@ class Server(WSGIServer):
     def handle(self, sock: Any, address: Any) -> None:
         """Serve one connection."""
         sock.settimeout(SOCKET_TIMEOUT_S)
+        if self.connections.full() and self.idle:
+            # One that has nothing to say makes room: or a thousand of them would shut everybody out.
+            next(iter(self.idle)).end_idling()
         super().handle(sock, address)
 
     def drain(self, grace_s: float) -> None:

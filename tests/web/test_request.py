@@ -17,8 +17,9 @@ from werkzeug.test import EnvironBuilder
 
 from butler_mesh.deadlines import NEVER
 from butler_mesh.errors import BadRequest
+from butler_mesh.web.forms import MAX_FORM_FIELDS, MAX_PART_LINES
 from butler_mesh.web.handlers import WebMessageHandler
-from butler_mesh.web.request import MAX_FORM_FIELDS, MAX_PART_LINES, WebRequest
+from butler_mesh.web.request import WebRequest
 from tests.web.fronts import made, serving
 
 JSON = "application/json"

@@ -703,3 +703,49 @@ def test_head_has_a_length_and_no_body_and_keeps_the_connection() -> None:
         )
         assert codes(received) == [200, 200, 200]
         assert received.endswith(b"\r\n\r\npage")
+
+
+@pytest.mark.parametrize(
+    "name", ["transfer-encoding ", "content-length\t", "x y", "x\0", "", "größe", "x\x7f"]
+)
+def test_a_header_that_is_none_never_leaves(name: str) -> None:
+    class Wrong(WebMessageHandler):
+        def get(self) -> Response:
+            response = Response("page")
+            response.headers._list.append((name, "5"))  # werkzeug looks at values only
+            return response
+
+    with serving([("^/$", Wrong)]) as front:
+        received = talk(front, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert codes(received) == [500]
+
+
+def test_idle_connections_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 5)
+    with serving([("^/$", Echo)]) as front:
+        idle = [front.client() for _ in range(5)]
+        for client in idle:
+            assert ask(client, "GET", "/").status == 200
+        for _ in range(10):
+            assert front.get("/").status == 200
+        for client in idle:
+            client.close()
+
+
+def test_who_is_at_work_is_not_sent_away_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    gate = Event()
+
+    class Slow(WebMessageHandler):
+        def get(self) -> str:
+            gate.wait(10.0)
+            return "done"
+
+    with serving([("^/$", Slow)]) as front:
+        working = [gevent.spawn(front.get, "/") for _ in range(3)]
+        one_more = gevent.spawn(front.get, "/")
+        gevent.sleep(0.05)
+        assert not one_more.ready()
+        gate.set()
+        gevent.joinall([*working, one_more], timeout=10.0, raise_error=True)
+        assert {one.value.text for one in [*working, one_more]} == {"done"}
