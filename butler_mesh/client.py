@@ -312,7 +312,10 @@ class Client:
 
     def _check_thread(self) -> None:
         if get_hub() is not self._hub:
-            raise WrongThread("a Client belongs to one thread: make one for each")
+            raise WrongThread(
+                "a Client belongs to one thread: make one for each; a web server runs gevent's workers "
+                "(gunicorn -k gevent, flask run --without-threads)"
+            )
 
 
 def _disown_all() -> None:

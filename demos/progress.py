@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from butler_mesh import Application, Client, Mongrel2Connection, Service, WebMessageHandler, WSGIConnection
 from butler_mesh import coro_sleep as sleep
+from butler_mesh.errors import UsageError
 from butler_mesh.web.mongrel2 import RECV_SPEC, SEND_SPEC
 from butler_mesh.web.streaming import Event
 
@@ -123,7 +124,10 @@ def main() -> None:
         connection = WSGIConnection(port=options.port)
     with Service(ADDRESS) as service:
         service.register_function(bake)
-        Application(connection, [("^/$", Page), ("^/progress$", Progress)]).run()
+        try:
+            Application(connection, [("^/$", Page), ("^/progress$", Progress)]).run()
+        except UsageError as error:
+            parser.exit(2, f"progress: {error}\n")
 
 
 if __name__ == "__main__":

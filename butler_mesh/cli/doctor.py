@@ -327,7 +327,7 @@ def check_store(chroot: str, settings: dict[str, str]) -> Findings:
         yield wrong(f"there is no directory {store} for uploads: mkdir -m 700 {store}")
     else:
         inside = f" (inside the chroot {chroot})" if chroot else ""
-        yield good(f"uploads go to {store}{inside}: Mongrel2Connection(…, upload_store='{store}')")
+        yield good(f"uploads go to {store}{inside}: Mongrel2Connection(…, upload_store='{store.absolute()}')")
 
 
 def check_handlers(handlers: list[dict[str, Any]]) -> Findings:

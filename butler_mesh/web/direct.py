@@ -7,6 +7,7 @@ service answers until ``MARGIN_S`` before the deadline, the front from the deadl
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -22,8 +23,10 @@ from butler_mesh.messages import ServiceResponse
 from butler_mesh.protocol.mongrel2 import Message, pack_reply
 from butler_mesh.web.exchange import Exchange, Line
 from butler_mesh.web.forwarding import http_response
-from butler_mesh.web.handover import ANSWERED, ReplyTo
+from butler_mesh.web.handover import ANSWERED, REPLY_TO, ReplyTo
 from butler_mesh.web.outlet import Outlet
+
+_log = logging.getLogger("butler_mesh.web")
 
 MARGIN_S = 0.1
 """Before the deadline, so that the front's own answer comes later than any of ours."""
@@ -44,6 +47,10 @@ class DirectReplies(ServiceMessageHandler):
         """Answer the request: its browser, where that was handed over, and else the front."""
         reply_to = ReplyTo.of(self.message.headers, self.fronts)
         if reply_to is None:
+            if REPLY_TO in self.message.headers:
+                _log.info(
+                    "hand-over-refused %.200r: its front and secret are not in fronts", self.message.path
+                )
             return super().run(*args, **kwargs)
         left_s = self.message.deadline - MARGIN_S - monotonic()
         outlet = _outlet(self.application.resources, reply_to.endpoint)

@@ -28,7 +28,9 @@ from butler_mesh.errors import RemoteError, RequestFailed, UsageError
 from butler_mesh.messages import ServiceResponse
 from butler_mesh.router import Router
 from butler_mesh.rpc import Proxy
+from butler_mesh.web import streaming
 from butler_mesh.web.handlers import describe_failure
+from butler_mesh.web.streaming import PING_S
 from butler_mesh.web.wsgi import TIMEOUT_S, bounded
 
 if TYPE_CHECKING:
@@ -135,6 +137,16 @@ class Mesh:
     ) -> None:
         """Send a request that nobody answers: see ``Client.request_nowait``."""
         self.client.request_nowait(service, path, arguments, **options)
+
+    def stream_events(self, events: Iterable[Any], ping_s: float = PING_S) -> flask.Response:
+        """Return Server-Sent Events: each an ``Event``, or the data of one, such as the parts of a stream.
+
+        They are made as the browser takes them; when it leaves, their source is closed.
+        """
+        # Neither a cache nor nginx may hold back what has been sent.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        body = streaming.events(events, ping_s)
+        return flask.Response(body, mimetype="text/event-stream", headers=headers)
 
     def rpc(self, service: str | None = None) -> Proxy:
         """Return a proxy whose methods are the service's functions: see ``Client.rpc``."""

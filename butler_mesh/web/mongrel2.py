@@ -192,6 +192,7 @@ class Mongrel2Connection:
     def _start(self, app: WSGIApplication) -> None:
         if self._outlet is not None:
             raise UsageError(f"{self.send_spec} is being served already")
+        self._uploads.check()
         outlet = Outlet(self.recv_spec)
         try:
             self._open_intake(outlet)
@@ -247,7 +248,9 @@ class Mongrel2Connection:
             if browser is None:
                 return  # long forgotten, or another process's
             if notice == "disconnect":
-                self._forget(browser, Stopped(status.CANCELLED, "the client left"))
+                # One that was handed over is closed by the service that answers it.
+                why = "the client left" if not browser.is_last else "the connection is closed"
+                self._forget(browser, Stopped(status.CANCELLED, why))
             elif notice == "credits":
                 browser.has_read(message.credits)
             return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from butler_mesh import status
+from butler_mesh.errors import UsageError
 from butler_mesh.protocol.mongrel2 import Message, Upload, upload
 
 _log = logging.getLogger("butler_mesh.web")
@@ -23,6 +24,11 @@ class UploadStore:
     def __init__(self, directory: str | Path | None, max_bytes: int) -> None:
         self._directory = None if directory is None else Path(directory)
         self._max_bytes = max_bytes
+
+    def check(self) -> None:
+        """Raise UsageError where there is no such directory: uploads would be lost, and nobody would know."""
+        if self._directory is not None and not self._directory.is_dir():
+            raise UsageError(f"no directory of uploads at {self._directory.absolute()}")
 
     def is_due(self, message: Message) -> bool:
         """Tell whether a request is to be answered now: not if its body has only begun to come, and may."""

@@ -290,7 +290,7 @@ def test_as_a_process_it_does_the_same() -> None:
 def test_a_good_configuration_is_told_so(place: Path) -> None:
     findings = found(place)
     assert bad(findings) == []
-    assert any("upload_store='tmp'" in one.text for one in findings)
+    assert any(f"upload_store='{place}/tmp'" in one.text for one in findings)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_in_a_chroot_directories_are_looked_for_inside(place: Path) -> None:
     (place / "run" / "config.sqlite").unlink()
     findings = found(place, server)
     assert bad(findings) == []
-    assert any("upload_store='jail/tmp'" in one.text for one in findings)
+    assert any(f"upload_store='{place}/jail/tmp'" in one.text for one in findings)
 
 
 @pytest.mark.parametrize(

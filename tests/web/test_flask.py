@@ -393,3 +393,31 @@ def test_an_applications_own_handler_for_failures_stays(mesh: Mesh) -> None:
         made.request("nobody").raise_for_status()
 
     assert (app.test_client().get("/").status_code, app.test_client().get("/").text) == (418, "own page")
+
+
+def test_events_are_sent_as_a_browser_reads_them(mesh: Mesh) -> None:
+    stopped = Event()
+
+    def watch() -> Iterator[dict[str, int]]:
+        try:
+            n = 0
+            while True:
+                n += 1
+                yield {"n": n}
+        finally:
+            stopped.set()
+
+    mesh.service(watch)
+    app = flask.Flask("events")
+    made = FlaskMesh(app, mesh.endpoint)
+
+    @app.get("/")
+    def page() -> flask.Response:
+        return made.stream_events(made.request_stream("svc", "/watch"))
+
+    response = app.test_client().get("/", buffered=False)
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    parts = response.iter_encoded()
+    assert [next(parts) for _ in range(3)][1:] == [b'data: {"n":1}\n\n', b'data: {"n":2}\n\n']
+    response.close()
+    assert stopped.wait(5.0)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from butler_mesh.errors import UsageError
 from butler_mesh.protocol.mongrel2 import Message, Upload
 from butler_mesh.web import uploads
+from butler_mesh.web.mongrel2 import Mongrel2Connection
 from butler_mesh.web.uploads import UploadStore
 
 
@@ -94,3 +96,12 @@ def test_what_is_discarded_is_removed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
     UploadStore(tmp_path, 10).discard(announced(10, done="tmp/file"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    UploadStore(None, 1).check()
+    UploadStore(tmp_path, 1).check()
+    with pytest.raises(UsageError, match=r"no directory of uploads at /.*none"):
+        UploadStore(tmp_path / "none", 1).check()
+    with pytest.raises(UsageError):
+        Mongrel2Connection(upload_store=tmp_path / "none").start_wsgi(lambda environ, start_response: [])
