@@ -55,7 +55,7 @@ class DirectReplies(ServiceMessageHandler):
         left_s = self.message.deadline - MARGIN_S - monotonic()
         outlet = _outlet(self.application.resources, reply_to.endpoint)
         # A new one is waited for, and one that does not come is waited for once.
-        is_open = outlet.wait(min(left_s, outlet.made_at + SUBSCRIBED_WITHIN_S - monotonic()))
+        outlet.wait(min(left_s, outlet.made_at + SUBSCRIBED_WITHIN_S - monotonic()))
         epoch = outlet.epoch
         passed = DeadlineExceeded("too late for a direct reply", status=status.DEADLINE_PASSED)
         with gevent.Timeout(max(left_s, 0.0), passed):
@@ -63,7 +63,7 @@ class DirectReplies(ServiceMessageHandler):
         if not isinstance(response, ServiceResponse) or isinstance(response.body, Iterator):
             return response
         reply = http_response(response)
-        if not is_open or len(reply.get_data()) > reply_to.max_bytes:
+        if len(reply.get_data()) > reply_to.max_bytes:
             return response
         if monotonic() >= self.message.deadline - MARGIN_S:
             raise passed

@@ -411,7 +411,7 @@ class Browser(Line):
             return  # nobody is there, or a service has answered
         for at in range(0, len(data), SLICE_BYTES):
             if self._connection.has_flow_control is None and self._sent_at:
-                self._connection.has_flow_control = self._has_read.wait(LEARN_S)
+                self._learn()
             if self._connection.has_flow_control is False:
                 gevent.sleep(max(0.0, self._sent_at + PACE_S - monotonic()))
                 self._write(data[at:])
@@ -457,6 +457,11 @@ class Browser(Line):
     def handed_over(self) -> None:
         """Note that the service has answered, and closed the connection."""
         self._end()
+
+    def _learn(self) -> None:
+        """Wait for a word of what has been read, to whichever browser: silence means that there is none."""
+        if not self._has_read.wait(LEARN_S) and self._connection.has_flow_control is None:
+            self._connection.has_flow_control = False
 
     def _end(self) -> None:
         self.is_last = self.is_closed = True

@@ -17,6 +17,7 @@ from werkzeug.wrappers import Request, Response
 from butler_mesh import status
 from butler_mesh.errors import Stopped
 from butler_mesh.protocol.mongrel2 import UPLOAD_DONE, UPLOAD_START, Message
+from butler_mesh.web import exchange
 from butler_mesh.web.exchange import SLICE_BYTES, Exchange
 
 OWN = {"METHOD": "GET", "VERSION": "HTTP/1.1", "URI": "/", "URL_SCHEME": "http", "REMOTE_ADDR": "10.0.0.9"}
@@ -519,3 +520,72 @@ def test_a_failure_to_close_is_one_of_the_application(caplog: pytest.LogCaptureF
     assert line.reply.read() == b"page"
     assert not line.is_open
     assert "web-application-failed" in caplog.text
+
+
+# --- requests that are handed over --------------------------------------------------------------
+
+
+class HandedOver(Line):
+    """A browser's line that a service may be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Message] = []
+        self.ends = 0
+
+    def hand_over(self, message: Message) -> dict[str, str]:
+        self.is_last = True
+        self.given.append(message)
+        return {"to": "a service"}
+
+    def handed_over(self) -> None:
+        self.ends += 1
+
+
+def test_a_request_is_handed_over_while_it_is_answered() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        made = environ["butler_mesh.exchange"]
+        assert made.hand_over() == {"to": "a service"}
+        made.was_answered()
+        return plain([b"page"])(environ, start_response)
+
+    line, request = HandedOver(), message()
+    Exchange(request, line, app).run()
+    assert line.given == [request]
+    assert line.ends == 1
+    assert line.reply.headers["Connection"] == "close"
+
+
+def test_a_request_that_was_not_handed_over_cannot_have_been_answered() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        environ["butler_mesh.exchange"].was_answered()
+        return plain([b"page"])(environ, start_response)
+
+    line = HandedOver()
+    Exchange(message(), line, app).run()
+    assert line.ends == 0
+    assert line.is_open
+
+
+@pytest.mark.parametrize("app", [plain([b"page"]), fails_at_once])
+@pytest.mark.usefixtures("caplog")
+def test_when_a_request_is_over_its_line_is_somebody_elses(app: App) -> None:
+    line = HandedOver()
+    made = Exchange(message(), line, app)
+    made.run()
+    line.is_last = True  # by the next request
+    assert made.hand_over() == {}
+    made.was_answered()
+    assert (line.given, line.ends) == ([], 0)
+
+
+def test_a_line_is_a_plain_one_unless_it_says_otherwise() -> None:
+    line = exchange.Line()
+    assert not line.is_last
+    assert not line.can_send_parts
+    assert line.hand_over(message()) == {}
+    line.handed_over()
+    with pytest.raises(NotImplementedError):
+        line.send(b"data")
+    with pytest.raises(NotImplementedError):
+        line.hang_up()

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.client import HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -23,12 +23,13 @@ from gevent.event import Event
 from werkzeug.wrappers import Request, Response
 
 from butler_mesh.application import Application
-from butler_mesh.errors import AddressError, Stopped, UsageError
-from butler_mesh.protocol.mongrel2 import FLOW_WINDOW
+from butler_mesh.errors import AddressError, ProtocolError, Stopped, UsageError
+from butler_mesh.protocol.mongrel2 import FLOW_WINDOW, Message, parse
 from butler_mesh.service_client import ServiceClientMixin
 from butler_mesh.web import mongrel2
 from butler_mesh.web.handlers import WebMessageHandler
-from butler_mesh.web.mongrel2 import Mongrel2Connection
+from butler_mesh.web.handover import REPLY_TO, ReplyTo
+from butler_mesh.web.mongrel2 import HEAD_BYTES, MAX_BODY_BYTES, Browser, Mongrel2Connection
 from tests.meshes import Mesh
 from tests.programs import ROOT, Program
 from tests.waiting import wait_for
@@ -333,7 +334,8 @@ def test_pitfall_3_curl_gets_its_page(server: Mongrel2, option: str) -> None:
 
 
 def streaming(parts: Iterable[bytes]) -> Any:
-    return answering(lambda request: Response(parts))
+    # Of a list werkzeug would know the length: a reply in one piece.
+    return answering(lambda request: Response(iter(parts)))
 
 
 @pytest.mark.slow
@@ -402,12 +404,143 @@ def test_pitfall_4_who_stops_reading_costs_little_and_is_dropped(
             assert len(rest_of(stuck)) <= made + 100_000
 
 
+# --- whether the server says how fast browsers read ---------------------------------------------
+
+
+@contextmanager
+def taken_over(server: Mongrel2, app: Any) -> Iterator[tuple[Mongrel2Connection, HTTPConnection]]:
+    """Serve a connection whose first request, which tells of flow control, another handler has answered."""
+    with hosting(server, answering(echo)):
+        client = server.client()
+        assert ask(client, "GET", "/").status == 200
+    with hosting(server, app) as connection:
+        yield connection, client
+        client.close()
+
+
+def unhurried(connection: socket.socket, size: int) -> bytes:
+    """Return what comes until so many bytes of a page have, with pauses."""
+    found = b""
+    while len(found.partition(b"\r\n\r\n")[2]) < size:
+        data = connection.recv(100_000)
+        assert data, f"cut after {len(found)} bytes"
+        found += data
+        gevent.sleep(0.005)
+    return found
+
+
+def test_flow_control_is_learnt_by_the_first_request_of_a_connection(server: Mongrel2) -> None:
+    with hosting(server, answering(echo)) as connection:
+        assert connection.has_flow_control is None
+        assert server.get("/").status == 200
+        assert connection.has_flow_control is True
+
+
+@pytest.mark.slow
+def test_flow_control_is_learnt_amid_the_first_large_reply(any_server: Mongrel2) -> None:
+    has_flow_control = "plain" not in any_server.directory.name
+    page = answering(lambda request: Response(b"x" * 1_000_000))
+    with taken_over(any_server, page) as (connection, client):
+        assert connection.has_flow_control is None
+        client.sock.sendall(get("/"))
+        assert unhurried(client.sock, 1_000_000).endswith(b"xxx")
+        assert connection.has_flow_control is has_flow_control
+        # Neither is learnt again, nor was the connection lost.
+        assert len(ask(client, "GET", "/").body) == 1_000_000
+
+
+@pytest.mark.slow
+def test_flow_control_is_learnt_amid_a_stream(any_server: Mongrel2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongrel2, "PACE_S", 0.01)
+    has_flow_control = "plain" not in any_server.directory.name
+    parts = [b"part %d " % n for n in range(30)]
+    with taken_over(any_server, streaming(parts)) as (connection, client):
+        assert connection.has_flow_control is None
+        assert ask(client, "GET", "/").body == b"".join(parts)
+        assert connection.has_flow_control is has_flow_control
+
+
+def test_a_small_reply_waits_for_no_word_of_flow_control(
+    plain_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongrel2, "LEARN_S", 60.0)
+    with hosting(plain_server, answering(echo)) as connection:
+        for _ in range(3):
+            assert plain_server.get("/").status == 200
+        assert connection.has_flow_control is None
+
+
+def test_what_another_browser_taught_meanwhile_stays() -> None:
+    connection = Mongrel2Connection()
+    one, two = (Browser(connection, (b"s", n)) for n in (b"1", b"2"))
+    one.send(b"first")
+    sending = gevent.spawn(one.send, b"second")
+    gevent.idle()
+    two.has_read(1)
+    sending.get(timeout=5)
+    assert connection.has_flow_control is True
+
+
+def test_a_word_of_what_was_read_corrects_what_was_learnt(server: Mongrel2) -> None:
+    learnt: list[bool | None] = []
+
+    def parts() -> Iterator[bytes]:
+        connection.has_flow_control = False
+        yield b"one "
+        wait_for(lambda: connection.has_flow_control)
+        learnt.append(connection.has_flow_control)
+        yield b"two"
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        return parts()
+
+    with taken_over(server, app) as (connection, client):
+        assert ask(client, "GET", "/").body == b"one two"
+        assert learnt == [True]
+
+
+@pytest.mark.slow
+def test_of_the_next_server_nothing_is_known(tmp_path: Path) -> None:
+    with running(tmp_path) as server, hosting(server, answering(echo)) as connection:
+        assert server.get("/").status == 200
+        assert connection.has_flow_control is True
+        server.stop(signal.SIGKILL)
+        wait_for(lambda: connection.has_flow_control is None)
+        server.start()
+
+
 # --- pitfall 5: pings ---------------------------------------------------------------------------
 
 
 def test_pitfall_5_the_demo_does_not_cut_who_waits_long() -> None:
     path = ROOT / "demos" / "mongrel2.conf"
     assert re.search(r'"limits\.min_ping": 0\b', path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_pitfall_5_a_server_that_pings_cuts_who_waits_long(tmp_path: Path) -> None:
+    """The same two servers, but for min_ping: the one cuts after some seconds, the other does not."""
+    release = Event()
+
+    def answer(request: Request) -> Any:
+        release.wait(30)
+        return "page"
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    with (
+        running(tmp_path / "one", limits__min_ping=1, limits__tick_timer=1) as pinging,
+        running(tmp_path / "two", limits__min_ping=0, limits__tick_timer=1) as patient,
+        hosting(pinging, answering(answer)),
+        hosting(patient, answering(answer)),
+    ):
+        waiting = gevent.spawn(patient.get, "/")
+        assert talk(pinging, get("/")) == b""
+        gevent.joinall([waiting], timeout=1.0)  # it has waited longer than that one
+        assert not waiting.ready()
+        release.set()
+        assert waiting.get(timeout=5).json == "page"
 
 
 # --- pitfall 6: several processes on one Handler ------------------------------------------------
@@ -431,6 +564,52 @@ def test_pitfall_6_two_handlers_of_one_endpoint_answer_all(
     assert len(seen) == 100
     assert set(seen) == {1, 2}
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("any_server", "notice"), [("server", "credits"), ("plain_server", "disconnect")], indirect=["any_server"]
+)
+def test_pitfall_6_notices_of_others_connections_are_ignored(
+    any_server: Mongrel2, notice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both go to the other process when they come in turns: request, notice, request, notice."""
+    strays: set[str] = set()
+    failures: list[BaseException] = []
+    take = Mongrel2Connection._take
+
+    def spy(self: Mongrel2Connection, data: bytes) -> None:
+        message = parse(data)
+        key = message.sender, message.connection
+        is_stray = bool(message.notice) and key not in self._browsers
+        try:
+            take(self, data)
+            assert not is_stray or key not in self._browsers
+        except Exception as error:  # nobody else would hear of it
+            failures.append(error)
+        if is_stray:
+            strays.add(message.notice)
+
+    def both_have_answered() -> bool:
+        # One message more than a request and its notices, lest each goes to the same one as before.
+        kept.sendall(get("/"))
+        assert next_reply(kept)[0] == 200
+        seen.append(any_server.get("/").json)
+        return set(seen) == {1, 2}
+
+    def has_strayed() -> bool:
+        any_server.get("/")
+        return notice in strays
+
+    monkeypatch.setattr(Mongrel2Connection, "_take", spy)
+    seen: list[int] = []
+    with (
+        hosting(any_server, answering(lambda request: 1)),
+        hosting(any_server, answering(lambda request: 2), is_only=False),
+    ):
+        wait_for(has_strayed)
+        with any_server.dial() as kept:
+            wait_for(both_have_answered)  # they go on
+    assert not failures
 
 
 # --- pitfall 7: no handler, a slow one, a dead one ----------------------------------------------
@@ -655,6 +834,152 @@ def test_who_sends_too_far_ahead_does_not_keep_an_endless_page_going(server: Mon
         connection.close()
 
 
+def test_large_requests_ahead_count_by_their_size(
+    any_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongrel2, "MAX_WAITING_BYTES", 100_000)
+    release, large = Event(), get("/large", "Content-Length: 60000", method="POST") + b"z" * 60_000
+
+    def answer(request: Request) -> Any:
+        if request.path == "/first":
+            release.wait(10)
+        return request.path
+
+    with hosting(any_server, answering(answer)) as connection:
+        with any_server.dial() as moderate:
+            moderate.sendall(get("/first") + large)
+            (browser,) = wait_for(lambda: list(connection._browsers.values()))
+            wait_for(lambda: browser.waiting)
+            release.set()
+            assert codes(some_of(moderate, 2)) == [200, 200]
+        release.clear()
+        assert codes(talk(any_server, get("/first") + large * 2)) == []
+
+
+def test_of_several_requests_ahead_those_that_were_taken_count_no_more() -> None:
+    browser, message = (
+        Browser(Mongrel2Connection(), (b"sender", b"7")),
+        Message(b"sender", b"7", b"/", {}, b""),
+    )
+    assert browser.may_wait(10 * mongrel2.MAX_WAITING_BYTES)  # alone
+    for _ in range(10):
+        browser.wait(message, mongrel2.MAX_WAITING_BYTES // 2)
+        assert browser.may_wait(mongrel2.MAX_WAITING_BYTES // 2)
+        assert not browser.may_wait(mongrel2.MAX_WAITING_BYTES)
+        assert browser.next_message() is message
+
+
+def test_who_asks_for_more_and_takes_nothing_is_dropped_sooner(
+    server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongrel2, "IMPATIENT_S", 0.2)
+    ended = Event()
+
+    def endless() -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 10_000
+        finally:
+            ended.set()
+
+    with hosting(server, streaming(endless())), server.dial() as stuck:
+        stuck.sendall(get("/") * 2)
+        assert ended.wait(10)
+
+
+# --- requests behind the last one ---------------------------------------------------------------
+
+
+def line_of(request: Request) -> Browser:
+    found: Browser = request.environ["butler_mesh.exchange"].line
+    return found
+
+
+UPLOAD = get("/2", "Content-Length: 100000", method="POST") + b"z" * 100_000
+
+
+@pytest.mark.parametrize("behind", [get("/2"), get("/2") * 3, UPLOAD], ids=["one", "three", "upload"])
+def test_nothing_stays_of_what_comes_behind_the_last_request(
+    server: Mongrel2, monkeypatch: pytest.MonkeyPatch, behind: bytes
+) -> None:
+    monkeypatch.setattr(mongrel2, "LOOK_S", 0.02)
+    monkeypatch.setattr(mongrel2, "CLOSED_S", 0.1)
+    handled: list[str] = []
+    lines: list[Browser] = []
+
+    def answer(request: Request) -> Any:
+        handled.append(request.path)
+        lines.append(line_of(request))
+        wait_for(lambda: len(lines[0].waiting) == behind.count(b"HTTP/1.1"))
+        return request.path
+
+    with hosting(server, answering(answer)) as connection:
+        answers = talk(server, get("/1", "Connection: close") + behind)
+        assert codes(answers) == [200]
+        assert not lines[0].waiting
+        assert not list(server.store.iterdir())
+        wait_for(lambda: not connection._browsers)
+    assert handled == ["/1"]
+
+
+@pytest.mark.slow
+def test_an_upload_that_waits_behind_one_without_end_is_removed_by_close(
+    server: Mongrel2, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines: list[Browser] = []
+    release = Event()
+
+    def stubborn(request: Request) -> Any:
+        lines.append(line_of(request))
+        while not release.is_set():
+            try:
+                release.wait(10)
+            except Stopped:
+                continue
+
+    connection = Mongrel2Connection(*server.specs[0], upload_store=server.store)
+    connection.start_wsgi(answering(stubborn))
+    with server.dial() as browser:
+        browser.sendall(get("/1") + UPLOAD)
+        wait_for(lambda: lines and lines[0].waiting)
+        assert list(server.store.iterdir())
+        connection.close(0.05)
+        assert not lines[0].waiting
+        assert not list(server.store.iterdir())
+        release.set()
+        wait_for(lambda: not connection._workers.running)
+    assert "drain-incomplete" in caplog.text
+    server.forget_handlers()
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_closed_takes_no_request_though_its_reply_is_being_read(
+    plain_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without flow control the page is Mongrel2's to send, and while it does its connection is open."""
+    monkeypatch.setattr(mongrel2, "LOOK_S", 0.02)
+    handled: list[str] = []
+    come: list[Message] = []
+
+    def answer(request: Request) -> Any:
+        handled.append(request.path)
+        return Response(b"x" * 20_000_000)
+
+    with hosting(plain_server, answering(answer)) as connection, plain_server.dial() as slow:
+        connection.has_flow_control = False
+        monkeypatch.setattr(connection._uploads, "discard", come.append)  # what is not answered
+        slow.sendall(get("/1", "Connection: close"))
+        (line,) = wait_for(lambda: list(connection._browsers.values()))
+        wait_for(lambda: line.is_closed and line.exchange is None)
+        until = monotonic() + 0.5  # many times that it is looked at what can be forgotten
+        wait_for(lambda: monotonic() > until)
+        slow.sendall(get("/2"))
+        wait_for(lambda: come or len(handled) > 1)
+        assert handled == ["/1"]
+        assert connection._browsers
+    assert [message.path for message in come] == [b"/2"]
+
+
 # --- a browser that leaves ----------------------------------------------------------------------
 
 
@@ -697,7 +1022,7 @@ def test_one_reply_goes_to_several_connections(server: Mongrel2) -> None:
     lines: list[Any] = []
 
     def wait(request: Request) -> Any:
-        lines.append(request.environ["butler_mesh.line"])
+        lines.append(request.environ["butler_mesh.exchange"].line)
         gevent.sleep(30)
 
     with hosting(server, answering(wait)) as connection:
@@ -1010,10 +1335,106 @@ def test_a_browser_that_was_told_to_go_is_forgotten(
     server: Mongrel2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mongrel2, "LOOK_S", 0.02)
+    monkeypatch.setattr(mongrel2, "CLOSED_S", 0.1)
     with hosting(server, answering(echo)) as connection:
         for _ in range(10):
             assert codes(talk(server, get("/", version="1.0"))) == [200]
         wait_for(lambda: not connection._browsers)
+
+
+@pytest.mark.slow
+def test_a_browser_of_whose_end_another_was_told_is_forgotten(
+    server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongrel2, "LOOK_S", 0.02)
+    monkeypatch.setattr(mongrel2, "FORGET_AFTER_S", 0.2)
+    take = Mongrel2Connection._take
+    release = Event()
+
+    def deaf(self: Mongrel2Connection, data: bytes) -> None:
+        if not parse(data).notice:
+            take(self, data)
+
+    def answer(request: Request) -> Any:
+        if request.path == "/slow":
+            release.wait(10)
+        return "page"
+
+    monkeypatch.setattr(Mongrel2Connection, "_take", deaf)
+    with hosting(server, answering(answer)) as connection, server.dial() as kept, server.dial() as slow:
+        slow.sendall(get("/slow"))
+        (working,) = wait_for(lambda: list(connection._browsers))
+        kept.sendall(get("/"))
+        assert next_reply(kept)[0] == 200
+        assert len(connection._browsers) == 2  # it has yet to read, for all that we know
+        wait_for(lambda: list(connection._browsers) == [working])
+        # The other one is not forgotten for as long as it is answered.
+        until = monotonic() + 0.3
+        wait_for(lambda: monotonic() > until)
+        assert list(connection._browsers) == [working]
+        release.set()
+        assert next_reply(slow)[0] == 200
+        wait_for(lambda: not connection._browsers)
+
+
+def test_more_than_can_be_answered_at_once_are_told_so(
+    server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongrel2, "MAX_CONNECTIONS", 2)
+    release = Event()
+
+    def answer(request: Request) -> Any:
+        release.wait(10)
+        return "page"
+
+    with hosting(server, answering(answer)) as connection:
+        waiting = [gevent.spawn(server.get, "/") for _ in range(2)]
+        wait_for(lambda: len(connection._workers.running) == 2)
+        refused = talk(server, get("/"))  # and its connection is closed
+        assert codes(refused) == [503]
+        upload = get("/", "Content-Length: 100000", method="POST") + b"z" * 100_000
+        assert codes(talk(server, upload)) == [503]
+        assert not list(server.store.iterdir())
+        release.set()
+        assert [one.get(timeout=5).status for one in waiting] == [200, 200]
+        assert server.get("/").status == 200
+
+
+def test_what_no_descriptor_told_of_is_found_by_looking(
+    server: Mongrel2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongrel2, "LOOK_S", 0.05)
+    with hosting(server, answering(echo)) as connection:
+        wait_for(lambda: connection.is_connected)
+        connection._in_watcher.stop()
+        connection._out_watcher.stop()
+        asking = gevent.spawn(server.get, "/")
+        assert asking.get(timeout=5).status == 200
+
+
+@pytest.mark.parametrize(
+    ("has_flow_control", "room"),
+    [(True, FLOW_WINDOW - 50_000), (None, FLOW_WINDOW - 50_000), (False, MAX_BODY_BYTES)],
+)
+def test_a_service_is_told_how_much_the_browser_takes(has_flow_control: bool | None, room: int) -> None:
+    connection = Mongrel2Connection(hand_over_secret="secret")
+    connection.has_flow_control = has_flow_control
+    browser = Browser(connection, (b"sender", b"7"))
+    browser.unread_bytes = 50_000  # of the reply before
+    browser.wait(Message(*browser.key, b"/", {}, b""), 1000)
+    headers = browser.hand_over(Message(*browser.key, b"/", {"METHOD": "GET", "VERSION": "HTTP/1.1"}, b""))
+    found = ReplyTo.of(headers, {connection.recv_spec: "secret"})
+    assert found == (connection.recv_spec, "sender", "7", "GET", "HTTP/1.1", room - HEAD_BYTES)
+    assert list(headers) == [REPLY_TO]
+    assert browser.is_last
+    assert not browser.waiting
+
+
+def test_without_a_secret_nobody_is_handed_over() -> None:
+    browser = Browser(Mongrel2Connection(), (b"sender", b"7"))
+    with pytest.raises(UsageError, match="hand_over_secret"):
+        browser.hand_over(Message(*browser.key, b"/", {}, b""))
+    assert not browser.is_last
 
 
 def test_it_can_be_started_again(server: Mongrel2) -> None:
@@ -1040,17 +1461,17 @@ def test_what_cannot_be_connected_to_is_said_at_once(specs: tuple[str, str]) -> 
 def test_a_rolling_restart_loses_little(server: Mongrel2) -> None:
     """What Mongrel2 pushes in the millisecond before libzmq tells it of the closing is lost; no more is."""
     seen: list[int] = []
-    lost: list[TimeoutError] = []
+    lost: list[Exception] = []
     is_over = False
 
     def browse() -> None:
         while not is_over:
             client = server.client()
-            client.sock.settimeout(0.3)
+            client.sock.settimeout(1.0)
             try:
                 while not is_over:
                     seen.append(ask(client, "GET", "/").status)
-            except TimeoutError as error:
+            except (OSError, HTTPException) as error:  # no answer, or the connection was cut
                 lost.append(error)
             client.close()
 
@@ -1068,7 +1489,9 @@ def test_a_rolling_restart_loses_little(server: Mongrel2) -> None:
     current.close(0.05)
     server.forget_handlers()
     assert set(seen) == {200}
-    assert len(lost) <= 4 * 12  # each browser once a restart, at the very most
+    # Each browser once a restart, at the very most: of the many that were answered some 5 %.
+    assert len(lost) <= 4 * 12, lost
+    assert len(seen) > 800
 
 
 # --- pitfall 10: logs ---------------------------------------------------------------------------
@@ -1077,9 +1500,59 @@ def test_a_rolling_restart_loses_little(server: Mongrel2) -> None:
 def test_pitfall_10_none_of_this_was_malformed_to_the_server(
     server: Mongrel2, plain_server: Mongrel2
 ) -> None:
-    """The last test: of the logs of all before it."""
+    """Of the logs of all tests before it."""
     for one in (server, plain_server):
         log = (one.directory / "log" / "error.log").read_text(errors="replace")
         assert "INFO" in log
         assert "Failed to parse message from handler" not in log
         assert not re.search(r"\[ERROR\] \(src/handler\.c", log), log
+
+
+MALFORMED = "Failed to parse message from handler"
+
+
+def test_pitfall_10_nothing_that_we_send_is_malformed_to_the_server(any_server: Mongrel2) -> None:
+    log = any_server.directory / "log" / "error.log"
+    before = log.stat().st_size
+    lines: list[Browser] = []
+
+    def written() -> str:
+        return log.read_bytes()[before:].decode("latin-1")
+
+    def answer(request: Request) -> Any:
+        if request.path == "/many":
+            lines.append(line_of(request))
+            gevent.sleep(30)
+        if request.path == "/stream":
+            return Response(iter([b"part ", bytes(range(256))]))
+        return Response(b"\0\r\n, 1:2," * 9, 200, {"X-Odd": 'a\tb\xe9\xff, "q" \\ 4:1234,'})
+
+    with hosting(any_server, answering(answer)) as connection:
+        odd = get("/", 'X-Odd: a\tb\x01c\xe9\xff "q" \\ }]{[', "Cookie: 3:abc,", "Connection: close")
+        assert codes(talk(any_server, odd)) == [200]
+        for path in ("/%00%ff%20", "/stream", "/?=&%25"):
+            assert any_server.get(path).status == 200
+        assert any_server.request("HEAD", "/").status == 200
+        assert any_server.request("POST", "/", b"z" * 100_000).status == 200
+        browsers = [any_server.dial() for _ in range(130)]  # over what one message may name
+        for browser in browsers:
+            browser.sendall(get("/many"))
+        wait_for(lambda: len(lines) == len(browsers), 10.0)
+        sender, ids = lines[0].key[0], [line.key[1] for line in lines]
+        connection.reply(sender, ids, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage")
+        connection.reply(sender, [b"99999999"], b"to nobody")
+        connection.reply(sender, [], b"to nobody either")
+        for wrong_sender, wrong_ids in ((b"a b", ids), (sender, [b"x"]), (sender, [b"-1"]), (b"", ids)):
+            with pytest.raises(ProtocolError):
+                connection.reply(wrong_sender, wrong_ids, b"data")
+        for browser in browsers:
+            assert next_reply(browser) == (200, b"page")
+            browser.close()
+        wait_for(lambda: not connection._workers.running)
+        # This is; and whatever was before it has been read.
+        assert connection._outlet is not None
+        assert MALFORMED not in written()
+        connection._outlet.send(sender + b" nonsense")
+        wait_for(lambda: MALFORMED in written())
+        assert written().count(MALFORMED) == 1
+        assert len(re.findall(r"\[ERROR\] \(src/handler\.c", written())) == 1

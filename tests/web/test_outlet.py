@@ -101,6 +101,50 @@ def test_a_server_that_came_and_went_unseen_is_counted(outlet: Outlet, endpoint:
         watcher.close()
 
 
+def test_a_server_that_comes_ends_the_waiting(outlet: Outlet, endpoint: str) -> None:
+    waiting = gevent.spawn(outlet.wait, 10.0)
+    gevent.idle()
+    assert not waiting.ready()
+    with server(endpoint):
+        assert waiting.get(timeout=5.0)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0])
+def test_who_has_no_time_is_told_at_once(outlet: Outlet, endpoint: str, timeout_s: float) -> None:
+    others = gevent.spawn(lambda: None)
+    assert not outlet.wait(timeout_s)
+    assert not others.ready()
+    with server(endpoint):
+        wait_for(lambda: outlet._socket.poll(0))  # there, but nobody has looked
+        others = gevent.spawn(lambda: None)
+        assert outlet.wait(timeout_s)
+        assert not others.ready()
+
+
+def test_what_was_sent_before_the_end_arrives(endpoint: str) -> None:
+    with server(endpoint) as listener:
+        outlet = Outlet(endpoint)
+        assert outlet.wait(5.0)
+        for n in range(100):
+            outlet.send(b"%d" % n + b"x" * 200_000)  # more than the kernel takes at once
+        outlet.close()
+        for n in range(100):
+            wait_for(lambda: listener.poll(0))
+            assert listener.recv().rstrip(b"x") == b"%d" % n
+
+
+def test_what_is_sent_to_nobody_is_kept_for_nobody(outlet: Outlet, endpoint: str) -> None:
+    with server(endpoint):
+        assert outlet.wait(5.0)
+    wait_for(lambda: not outlet.look())
+    outlet.send(b"to the one before")
+    with server(endpoint) as listener:
+        assert outlet.wait(5.0)
+        outlet.send(b"to this one")
+        wait_for(lambda: listener.poll(0))
+        assert listener.recv() == b"to this one"
+
+
 def test_waiting_lets_others_work(outlet: Outlet) -> None:
     worked = gevent.spawn(lambda: "done")
     assert not outlet.wait(0.05)
