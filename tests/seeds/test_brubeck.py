@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
 
 from tests.programs import Program
-from tests.seeds.conftest import Examples
+from tests.seeds.conftest import SEEDS, Examples
 from tests.waiting import wait_for
+from tests.web.mongrel2s import running
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +118,26 @@ def test_the_passphrase_is_not_in_the_logs(demo: tuple[Program, Program]) -> Non
     for program in demo:
         program.says("Successfull" if program is demo[1] else "Done, sending back")
         assert not re.search("my_shared_secret", program.stderr)
+
+
+def test_behind_mongrel2_as_it_is_documented(examples: Examples, tmp_path: Path) -> None:
+    """The page's ``msg_conn`` is the document's own; only the ports are free ones."""
+    program = (SEEDS / "brubeck_service_client.py").read_text(encoding="utf-8")
+    (tmp_path / "mongrel2").mkdir()
+    with running(tmp_path / "mongrel2") as server:
+        send_spec, recv_spec = server.specs[0]
+        for old, new in (
+            ("WSGIConnection(port=6767)", f"Mongrel2Connection('{send_spec}', '{recv_spec}')"),
+            ("import WSGIConnection", "import Mongrel2Connection"),
+        ):
+            assert program.count(old) == 1
+            program = program.replace(old, new)
+        (tmp_path / "page.py").write_text(program, encoding="utf-8")
+        service = examples.start("brubeck_service.py")
+        client = examples.python(str(tmp_path / "page.py"))
+        client.says("connected to Mongrel2")
+        assert "nothing to report on my trip" in server.get("/").text
+        reply = server.get("/service/sync")
+        assert (reply.status, ROUND_TRIP in reply.text) == (200, True)
+        service.says("Done, sending back")
+        client.says("Successfull 200:Took a while, but I am back.)!")
