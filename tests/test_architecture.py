@@ -83,6 +83,7 @@ FLOORS: dict[str, float] = {
     "web.request": 10,
     "web.cookies": 10,
     "web.exchange": 10,
+    "web.browser": 10.2,
     "web.forms": 9.9,
     "web.handover": 9.9,
     "web.outlet": 10,

@@ -26,10 +26,11 @@ from butler_mesh.application import Application
 from butler_mesh.errors import AddressError, ProtocolError, Stopped, UsageError
 from butler_mesh.protocol.mongrel2 import FLOW_WINDOW, Message, parse
 from butler_mesh.service_client import ServiceClientMixin
+from butler_mesh.web import browser as browser_module
 from butler_mesh.web import mongrel2
+from butler_mesh.web.browser import Browser
 from butler_mesh.web.handlers import WebMessageHandler
-from butler_mesh.web.handover import REPLY_TO, ReplyTo
-from butler_mesh.web.mongrel2 import HEAD_BYTES, MAX_BODY_BYTES, Browser, Mongrel2Connection
+from butler_mesh.web.mongrel2 import Mongrel2Connection
 from tests.meshes import Mesh
 from tests.programs import ROOT, Program
 from tests.waiting import wait_for
@@ -342,7 +343,7 @@ def streaming(parts: Iterable[bytes]) -> Any:
 def test_pitfall_4_hundreds_of_small_parts_arrive(
     any_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongrel2, "PACE_S", 0.005)
+    monkeypatch.setattr(browser_module, "PACE_S", 0.005)
     with hosting(any_server, streaming([b"part %d " % n for n in range(300)])):
         assert any_server.get("/").body == b"".join(b"part %d " % n for n in range(300))
 
@@ -362,7 +363,7 @@ def test_pitfall_4_a_large_page_arrives_whole(any_server: Mongrel2) -> None:
 
 @pytest.mark.slow
 def test_pitfall_4_who_reads_slowly_is_not_cut(server: Mongrel2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongrel2, "SOCKET_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(browser_module, "SOCKET_TIMEOUT_S", 0.3)
     size, found = 20_000_000, 0
     with hosting(server, answering(lambda request: Response(b"x" * size))), server.dial() as connection:
         connection.sendall(get("/", "Connection: close"))
@@ -377,7 +378,7 @@ def test_pitfall_4_who_reads_slowly_is_not_cut(server: Mongrel2, monkeypatch: py
 def test_pitfall_4_who_stops_reading_costs_little_and_is_dropped(
     server: Mongrel2, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mongrel2, "SOCKET_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(browser_module, "SOCKET_TIMEOUT_S", 0.3)
     made = 0
     ended = Event()
 
@@ -451,7 +452,7 @@ def test_flow_control_is_learnt_amid_the_first_large_reply(any_server: Mongrel2)
 
 @pytest.mark.slow
 def test_flow_control_is_learnt_amid_a_stream(any_server: Mongrel2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongrel2, "PACE_S", 0.01)
+    monkeypatch.setattr(browser_module, "PACE_S", 0.01)
     has_flow_control = "plain" not in any_server.directory.name
     parts = [b"part %d " % n for n in range(30)]
     with taken_over(any_server, streaming(parts)) as (connection, client):
@@ -463,22 +464,11 @@ def test_flow_control_is_learnt_amid_a_stream(any_server: Mongrel2, monkeypatch:
 def test_a_small_reply_waits_for_no_word_of_flow_control(
     plain_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongrel2, "LEARN_S", 60.0)
+    monkeypatch.setattr(browser_module, "LEARN_S", 60.0)
     with hosting(plain_server, answering(echo)) as connection:
         for _ in range(3):
             assert plain_server.get("/").status == 200
         assert connection.has_flow_control is None
-
-
-def test_what_another_browser_taught_meanwhile_stays() -> None:
-    connection = Mongrel2Connection()
-    one, two = (Browser(connection, (b"s", n)) for n in (b"1", b"2"))
-    one.send(b"first")
-    sending = gevent.spawn(one.send, b"second")
-    gevent.idle()
-    two.has_read(1)
-    sending.get(timeout=5)
-    assert connection.has_flow_control is True
 
 
 def test_a_word_of_what_was_read_corrects_what_was_learnt(server: Mongrel2) -> None:
@@ -794,7 +784,7 @@ def test_pipelined_requests_are_answered_in_order(any_server: Mongrel2) -> None:
 def test_as_many_pipelined_requests_as_may_wait_are_all_answered(
     any_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongrel2, "PACE_S", 0.01)
+    monkeypatch.setattr(browser_module, "PACE_S", 0.01)
     with hosting(any_server, answering(echo)):
         assert codes(talk(any_server, requests(*["/"] * 60))) == [200] * 60
 
@@ -837,7 +827,7 @@ def test_who_sends_too_far_ahead_does_not_keep_an_endless_page_going(server: Mon
 def test_large_requests_ahead_count_by_their_size(
     any_server: Mongrel2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongrel2, "MAX_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(browser_module, "MAX_WAITING_BYTES", 100_000)
     release, large = Event(), get("/large", "Content-Length: 60000", method="POST") + b"z" * 60_000
 
     def answer(request: Request) -> Any:
@@ -856,23 +846,10 @@ def test_large_requests_ahead_count_by_their_size(
         assert codes(talk(any_server, get("/first") + large * 2)) == []
 
 
-def test_of_several_requests_ahead_those_that_were_taken_count_no_more() -> None:
-    browser, message = (
-        Browser(Mongrel2Connection(), (b"sender", b"7")),
-        Message(b"sender", b"7", b"/", {}, b""),
-    )
-    assert browser.may_wait(10 * mongrel2.MAX_WAITING_BYTES)  # alone
-    for _ in range(10):
-        browser.wait(message, mongrel2.MAX_WAITING_BYTES // 2)
-        assert browser.may_wait(mongrel2.MAX_WAITING_BYTES // 2)
-        assert not browser.may_wait(mongrel2.MAX_WAITING_BYTES)
-        assert browser.next_message() is message
-
-
 def test_who_asks_for_more_and_takes_nothing_is_dropped_sooner(
     server: Mongrel2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mongrel2, "IMPATIENT_S", 0.2)
+    monkeypatch.setattr(browser_module, "IMPATIENT_S", 0.2)
     ended = Event()
 
     def endless() -> Iterator[bytes]:
@@ -1410,31 +1387,6 @@ def test_what_no_descriptor_told_of_is_found_by_looking(
         connection._out_watcher.stop()
         asking = gevent.spawn(server.get, "/")
         assert asking.get(timeout=5).status == 200
-
-
-@pytest.mark.parametrize(
-    ("has_flow_control", "room"),
-    [(True, FLOW_WINDOW - 50_000), (None, FLOW_WINDOW - 50_000), (False, MAX_BODY_BYTES)],
-)
-def test_a_service_is_told_how_much_the_browser_takes(has_flow_control: bool | None, room: int) -> None:
-    connection = Mongrel2Connection(hand_over_secret="secret")
-    connection.has_flow_control = has_flow_control
-    browser = Browser(connection, (b"sender", b"7"))
-    browser.unread_bytes = 50_000  # of the reply before
-    browser.wait(Message(*browser.key, b"/", {}, b""), 1000)
-    headers = browser.hand_over(Message(*browser.key, b"/", {"METHOD": "GET", "VERSION": "HTTP/1.1"}, b""))
-    found = ReplyTo.of(headers, {connection.recv_spec: "secret"})
-    assert found == (connection.recv_spec, "sender", "7", "GET", "HTTP/1.1", room - HEAD_BYTES)
-    assert list(headers) == [REPLY_TO]
-    assert browser.is_last
-    assert not browser.waiting
-
-
-def test_without_a_secret_nobody_is_handed_over() -> None:
-    browser = Browser(Mongrel2Connection(), (b"sender", b"7"))
-    with pytest.raises(UsageError, match="hand_over_secret"):
-        browser.hand_over(Message(*browser.key, b"/", {}, b""))
-    assert not browser.is_last
 
 
 def test_it_can_be_started_again(server: Mongrel2) -> None:
