@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import pytest
 from gevent import socket
 
+from tests.programs import do_without
 from tests.waiting import wait_for
 from tests.web.fronts import Site
 
@@ -133,10 +133,7 @@ class Mongrel2(Site):
 def needs_mongrel2() -> None:
     """Skip the test where there is no Mongrel2, but fail it in CI."""
     if shutil.which("mongrel2") is None or shutil.which("m2sh") is None:
-        message = "needs mongrel2 and m2sh (Debian's mongrel2-core)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        do_without("mongrel2 and m2sh (Debian's mongrel2-core)")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +33,7 @@ from butler_mesh.web.browser import Browser
 from butler_mesh.web.handlers import WebMessageHandler
 from butler_mesh.web.mongrel2 import Mongrel2Connection
 from tests.meshes import Mesh
-from tests.programs import ROOT, Program
+from tests.programs import ROOT, Program, do_without
 from tests.waiting import wait_for
 from tests.web.fronts import Handlers, ask, read, serving
 from tests.web.mongrel2s import Mongrel2, running
@@ -319,6 +320,8 @@ def test_pitfall_3_curl_gets_its_page(server: Mongrel2, option: str) -> None:
     def stream(request: Request) -> Any:
         return Response(iter([b"part ", b"by ", b"part"])) if request.path == "/stream" else echo(request)
 
+    if shutil.which("curl") is None:
+        do_without("the command curl")
     with hosting(server, answering(stream)):
         for path, text in (("/", b'"size": 3'), ("/stream", b"part by part")):
             url = f"http://127.0.0.1:{server.port}{path}"
