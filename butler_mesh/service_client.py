@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextvars import copy_context
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -173,6 +174,7 @@ class ServiceClientMixin:
             request = message.to_service_request()
         hand_over = getattr(message, "hand_over", None) if direct else None
         if hand_over is not None:
+            request = copy(request)  # the caller's may be sent again, and that browser is gone by then
             request.headers = {**request.headers, **hand_over()}
         if timeout is None and (left_s := deadlines.remaining_s()) < deadlines.NEVER:
             timeout = left_s

@@ -53,10 +53,9 @@ class Mongrel2Connection:
 
     ``upload_store`` is the directory of the server's ``upload.temp_store``, as this process sees it: with
     it, bodies over the server's ``limits.content_length`` are read from the files there, which are removed;
-    without it they are refused (413). ``timeout_s``, ``max_body_bytes`` and
-    ``trusted_proxies`` are as for WSGIConnection.
-
-    ``hand_over_secret`` is shared with services that may answer browsers themselves (DirectReplies).
+    without it they are refused (413). ``timeout_s``, ``max_body_bytes`` and ``trusted_proxies`` are as for
+    WSGIConnection. ``hand_over_secret`` is shared with services that may answer browsers themselves
+    (DirectReplies).
 
     Give the server ``download.flow_control: 1``: then replies flow as fast as the browser reads, and only
     then may a page be streamed whole; and give each process that serves a ``Handler`` of its own, for what

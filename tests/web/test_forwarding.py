@@ -307,3 +307,18 @@ def test_the_meshs_own_headers_come_neither_from_browsers_nor_to_them(mesh: Mesh
         assert not [name for name in reply.headers if name.lower().startswith("butler-mesh-")]
     assert seen[0]["x-mine"] == "yes"
     assert REPLY_TO not in seen[0]
+
+
+def test_a_request_that_was_forwarded_is_as_it_was(mesh: Mesh) -> None:
+    class Message:
+        def hand_over(self) -> dict[str, str]:
+            return {REPLY_TO: "this browser"}
+
+    class Anything(ServiceClientMixin):
+        application = None
+        message = Message()
+
+    mesh.service(named("answer", lambda: "hello"))
+    request = ServiceRequest("/answer", headers={"x-a": "b"})
+    assert Anything().forward_to_service(f"{mesh.endpoint}#svc", request, direct=True).body == "hello"
+    assert request.headers == {"x-a": "b"}
