@@ -84,6 +84,7 @@ FLOORS: dict[str, float] = {
     "web.cookies": 10,
     "web.exchange": 10,
     "web.browser": 10.2,
+    "web.fields": 9.9,
     "web.forms": 9.9,
     "web.handover": 9.9,
     "web.outlet": 10,

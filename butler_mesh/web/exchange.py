@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 from butler_mesh.errors import Stopped
 from butler_mesh.protocol.mongrel2 import UPLOAD_DONE, UPLOAD_START, Message, joined
+from butler_mesh.web.fields import HOP_BY_HOP, is_field
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -24,13 +25,10 @@ SLICE_BYTES = 64 * 1024
 """Of a reply whose length is known, so much is gathered before it is sent, where it may be sent in parts."""
 
 # Between this hop and the next; how the body is framed is ours to say.
-_HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade", "trailer", "te"})
 # What of the request's head has served its purpose: uploads are files by now, and 100 was answered.
 _SPENT = frozenset({UPLOAD_START, UPLOAD_DONE, "transfer-encoding", "content-length", "expect"})
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _STATUS = re.compile(r"[2-5][0-9][0-9]( [^\x00-\x08\x0a-\x1f\x7f]*)?")
-_FORBIDDEN = re.compile(r"[\r\n\0]")
 
 _log = logging.getLogger("butler_mesh.web")
 
@@ -232,7 +230,7 @@ class Exchange:
         kept, names = [f"HTTP/1.1 {line}"], set()
         must_close = self.must_close or self.line.is_last
         for name, value in headers:
-            if not _TOKEN.fullmatch(name) or _FORBIDDEN.search(value):
+            if not is_field(name, value):
                 raise ValueError(f"not a header: {name!r}")
             lower = name.lower()
             names.add(lower)
@@ -244,7 +242,7 @@ class Exchange:
                 self._left = int(value)
                 if code == 204:
                     continue  # RFC 9110, 8.6
-            if lower not in _HOP_BY_HOP:
+            if lower not in HOP_BY_HOP:
                 kept.append(f"{name}: {value}")
         if "date" not in names:
             kept.append(f"Date: {_now()}")

@@ -10,15 +10,14 @@ from werkzeug.wrappers import Response
 from butler_mesh import codec
 from butler_mesh.messages import ServiceResponse
 from butler_mesh.web import streaming
+from butler_mesh.web.fields import HOP_BY_HOP
 from butler_mesh.web.handover import without_own
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 
 # How the body is framed is the front's to say; METHOD is of the mesh.
-_NOT_FOR_BROWSERS = frozenset(
-    {"connection", "content-length", "keep-alive", "method", "te", "trailer", "transfer-encoding", "upgrade"}
-)
+_NOT_FOR_BROWSERS = HOP_BY_HOP | {"content-length", "method"}
 
 
 def http_response(response: ServiceResponse) -> Response:

@@ -18,6 +18,7 @@ from butler_mesh import codec
 from butler_mesh.deadlines import NEVER
 from butler_mesh.errors import BadRequest
 from butler_mesh.messages import ServiceRequest
+from butler_mesh.web.fields import HOP_BY_HOP
 from butler_mesh.web.forms import MAX_FIELD_BYTES, MAX_FORM_FIELDS, MULTIPART, URLENCODED, Forms
 from butler_mesh.web.handover import without_own
 
@@ -32,9 +33,7 @@ into any memory."""
 MAX_JSON_BYTES = 2 * 1024 * 1024
 """What a body of JSON may hold: of the costliest, which is empty lists beside ``"NaN"``, it takes 0.4 s."""
 
-_HOP_BY_HOP = frozenset(
-    {"connection", "content-length", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
-)
+_NOT_FOR_SERVICES = HOP_BY_HOP | {"content-length", "expect"}
 
 _numbers = itertools.count(1)
 
@@ -215,11 +214,12 @@ class WebRequest(Request):
             values[name] = [*values.get(name, []), *found]
         is_form = self.mimetype in (MULTIPART, URLENCODED)
         body = None if is_form else self.json_body if self.is_json else self.body or None
+        headers = {name.lower(): value for name, value in self.headers}
         return ServiceRequest(
             self.path if path is None else path,
             self.method,
             {name: found[0] if len(found) == 1 else found for name, found in values.items()},
-            without_own({name.lower(): v for name, v in self.headers if name.lower() not in _HOP_BY_HOP}),
+            without_own({name: value for name, value in headers.items() if name not in _NOT_FOR_SERVICES}),
             body,
         )
 

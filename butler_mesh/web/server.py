@@ -35,6 +35,7 @@ from greenlet import GreenletExit
 from butler_mesh import status
 from butler_mesh.clock import monotonic
 from butler_mesh.errors import Stopped
+from butler_mesh.web.fields import is_field
 
 _log = logging.getLogger("butler_mesh.web")
 
@@ -65,7 +66,6 @@ _BODILESS = (204, 304)
 # RFC 9110, 5 and RFC 9112, 3 and 7.1. None of them can match in two ways: what fails, fails in linear time.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)\r\n" % _TOKEN)
-_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 _CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _REQUEST_LINE = re.compile(rb"%b [\x21-\x7e\x80-\xff]+ HTTP/1\.[0-9]\r\n" % _TOKEN)
 
@@ -250,7 +250,7 @@ class Handler(WSGIHandler):
 
     def start_response(self, line: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """Begin the response; the last one of a connection says that it is."""
-        if not all(_LINE.fullmatch(f"{name}:{value}") for name, value in headers):
+        if not all(is_field(name, value) for name, value in headers):
             # Names that come from a service's reply, say: CR and LF are not all that is wrong in one.
             raise ValueError("not a header")
         if self.server.is_draining and not any(name.lower() == "connection" for name, _ in headers):
