@@ -20,7 +20,7 @@ from butler_mesh.connections.base import ClientConnection, OnReply
 from butler_mesh.connections.registry import connect_client
 from butler_mesh.errors import Closed, UsageError, WrongThread
 from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response, encode_request
-from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, STREAM
+from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.router import Router, Target
 from butler_mesh.rpc import Proxy
 from butler_mesh.sealing import seal_of
@@ -149,11 +149,26 @@ class Client:
         body: Body = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = deadlines.NOWAIT_TIMEOUT_S,
+        durable: bool = False,
     ) -> None:
-        """Send a request that nobody answers. Returns at once; ``close`` reports those refused."""
+        """Send a request that nobody answers. Returns at once; ``close`` reports those refused.
+
+        A ``durable`` one is stored by a broker until it was served (``timeout`` is then its handler's), and
+        this returns when it is safe there. Raises NotFound where no durable service has that name,
+        Unavailable, and UsageError for an address without a broker.
+        """
         request = ServiceRequest(path, method, arguments, headers, body)
         target, envelope, flags = self._prepare(service, request)
         deadline = monotonic() + _finite(timeout)
+        if durable:
+            connection, waiter = self._connect(), Waiter()
+            if not connection.can_store:
+                raise UsageError("durable requests are for amqp:// addresses, without a passphrase")
+            flags |= ONE_WAY | DURABLE
+            call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
+            code, reply_flags, reply = waiter.wait(connection, call)
+            decode_response(code, reply_flags, reply, path).raise_for_status()
+            return
         self._connect().submit(target, envelope, deadline=deadline, flags=flags | ONE_WAY, on_reply=_ignore)
 
     def request_lazy(

@@ -48,7 +48,8 @@ class Service:
     ``'/'`` is called with them, those of a request in JSON being one.
 
     ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home. With a
-    ``passphrase`` only clients that have the same one are served: others get 401.
+    ``passphrase`` only clients that have the same one are served: others get 401. A ``durable`` service
+    (``amqp://``) also serves the requests that a broker has stored for it, each at least once.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Service:
         register_secret: str | bytes | None = None,
         passphrase: str | bytes | None = None,
         pooled_greenlets: bool = True,
+        durable: bool = False,
     ) -> None:
         self._target = Target(address)
         self.name = name or self._target.service
@@ -76,6 +78,7 @@ class Service:
             "register_secret": register_secret,
             "seal": seal_of(passphrase),
             "pooled_greenlets": pooled_greenlets,
+            "durable": durable,
         }
         self._functions: dict[str, Callable[..., Any]] = {}
         self._connection: InstanceConnection | None = None

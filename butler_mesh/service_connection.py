@@ -20,7 +20,8 @@ class ServiceConnection:
     path prefixes of the application's service routes; without a name by those alone.
 
     ``credit`` is how many requests are handled at once. With a ``passphrase`` only clients that have the same
-    one are served: others get 401. The sockets are opened by ``start``, in the
+    one are served: others get 401. With ``durable`` (``amqp://``) it also serves what a broker has stored for
+    it, each request at least once. The sockets are opened by ``start``, in the
     process that calls it.
     """
 
@@ -33,6 +34,7 @@ class ServiceConnection:
         register_secret: str | bytes | None = None,
         passphrase: str | bytes | None = None,
         pooled_greenlets: bool = True,
+        durable: bool = False,
     ) -> None:
         self._target = Target(address)
         self.service = service or self._target.service
@@ -41,6 +43,7 @@ class ServiceConnection:
             "register_secret": register_secret,
             "seal": seal_of(passphrase),
             "pooled_greenlets": pooled_greenlets,
+            "durable": durable,
         }
         self._connection: InstanceConnection | None = None
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.brokers import Broker, running_broker
 from tests.meshes import Mesh
 
 # No deadline: a shared machine stalls for longer than any example takes. Not derandomized, which
@@ -25,4 +26,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 def mesh() -> Iterator[Mesh]:
     """A router on a free loopback port, and whoever joins it."""
     with Mesh() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A RabbitMQ of our own, started when a test first asks for it."""
+    with running_broker(tmp_path_factory.mktemp("rabbitmq") / "node") as made:
         yield made

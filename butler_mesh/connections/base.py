@@ -20,6 +20,9 @@ __all__ = ["ClientConnection", "Delivery", "InstanceConnection", "OnReply"]
 class ClientConnection(ABC):
     """The way out for requests. Belongs to one hub; never blocks but in ``close``."""
 
+    can_store: bool = False
+    """Whether DURABLE one-way requests may be submitted: their FINAL is 202 when they are safely stored."""
+
     @abstractmethod
     def submit(
         self,

@@ -19,6 +19,8 @@ _ENGINES = {
     "tcp": "butler_mesh.connections.zeromq",
     "ipc": "butler_mesh.connections.zeromq",
     "memory": "butler_mesh.connections.memory",
+    "amqp": "butler_mesh.connections.rabbitmq",
+    "amqps": "butler_mesh.connections.rabbitmq",
 }
 
 
@@ -41,14 +43,19 @@ def connect_instance(
     paths: Sequence[str] = (),
     *,
     seal: Seal | None = None,
+    durable: bool = False,
     **options: Any,
 ) -> InstanceConnection:
     """Open the service side of the routers an address names, or of a router in this process.
 
-    Raises UsageError for a name that is the router's own.
+    Raises UsageError for a name that is the router's own, and for ``durable`` where nothing is stored.
     """
     if service.startswith("mmi."):
         raise UsageError(f"{service!r}: names that begin with 'mmi.' are the router's own")
+    if durable:
+        if isinstance(target, RouterNode) or target.scheme not in ("amqp", "amqps") or seal is not None:
+            raise UsageError("a durable service needs an amqp:// address, and no passphrase")
+        options["durable"] = True
     if isinstance(target, RouterNode):
         connection: InstanceConnection = MeshInstance([target.dial], service, paths, **options)
     else:
@@ -60,4 +67,11 @@ def _engine(address: Address) -> Any:
     name = _ENGINES.get(address.scheme)
     if name is None:
         raise AddressError(f"no engine is installed for {address.scheme}://")
-    return import_module(name)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "pika":
+            raise
+        raise UsageError(
+            f"{address.scheme}:// needs pika: install the extra, as in butler_mesh[rabbitmq]"
+        ) from error

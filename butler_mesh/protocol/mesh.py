@@ -72,6 +72,7 @@ ONE_WAY = 0x02
 IDEMPOTENT = 0x04
 STREAM = 0x08
 RAW = 0x10
+DURABLE = 0x20  # never on this wire: a broker's, which keeps what is one-way on its disks
 CRITICAL = 0xC0
 
 # A message is closed at 32 records or 32 KiB: uncapped, the processes work in lock-step and 1 KiB

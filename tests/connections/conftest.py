@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import gevent
 import pytest
@@ -13,7 +14,11 @@ import zmq
 from gevent.hub import get_hub
 
 from butler_mesh.connections.sockets import context
+from tests.brokers import Broker
 from tests.waiting import wait_for
+
+if TYPE_CHECKING:
+    from tests.connections.engines import RabbitEngine
 
 pytest.register_assert_rewrite("tests.connections.contract")
 
@@ -70,3 +75,13 @@ def _logs_no_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     for phase in ("setup", "call"):
         errors = [r for r in caplog.get_records(phase) if r.levelno >= logging.ERROR]
         assert not errors, caplog.text
+
+
+@pytest.fixture
+def rabbit(broker: Broker) -> Iterator[RabbitEngine]:
+    """The engine over AMQP, on the session's broker."""
+    from tests.connections.engines import RabbitEngine
+
+    engine = RabbitEngine(broker)
+    yield engine
+    engine.close()

@@ -336,6 +336,7 @@ class Contract:
     def test_a_service_that_registers_late_answers_those_who_came_before(
         self, engine: Engine, to: str
     ) -> None:
+        engine.set_grace(PATIENCE_S)
         client = engine.client()
         early = [Call(client, b"%d" % n, to=to) for n in range(10)]
         engine.instance(echo, "other")

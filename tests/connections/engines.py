@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from butler_mesh.connections import memory, zeromq
+from butler_mesh.connections import memory, rabbitmq, zeromq
 from butler_mesh.connections.base import ClientConnection, InstanceConnection
 from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.protocol.client import ClientProtocol
+from tests.brokers import Broker
 from tests.connections.contract import Engine
 
 
@@ -98,3 +99,31 @@ class SocketEngine(MeshEngine):
     def close(self) -> None:
         super().close()
         self.stop()
+
+
+class RabbitEngine(Engine):
+    """``amqp://``: one broker for all tests, whose queues go with the test that made them."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__()
+        self.broker = broker
+        self._client_options: dict[str, Any] = {}
+        self._queues: set[str] = set()
+
+    def set_grace(self, seconds: float) -> None:
+        self._client_options["register_grace_s"] = seconds
+
+    def vanish(self, instance: InstanceConnection) -> None:
+        instance.abandon()
+
+    def open_client(self, **options: Any) -> ClientConnection:
+        return rabbitmq.client([self.broker.endpoint], **self._client_options, **options)
+
+    def open_instance(self, service: str, **options: Any) -> InstanceConnection:
+        paths = options.pop("paths", ())
+        self._queues.update([service, *paths])
+        return rabbitmq.instance([self.broker.endpoint], service, paths, **options)
+
+    def close(self) -> None:
+        super().close()
+        self.broker.delete_queues(self._queues - {""})

@@ -1,0 +1,72 @@
+"""One request on its way over AMQP, as its client keeps it."""
+
+from __future__ import annotations
+
+from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.base import OnReply
+from butler_mesh.protocol.mesh import DURABLE
+
+
+class Call:
+    """One request that has not had its last reply (a one-way one: that has not been confirmed)."""
+
+    __slots__ = (
+        "control",
+        "deadline",
+        "envelope",
+        "flags",
+        "has_waited",
+        "id",
+        "on_reply",
+        "parts",
+        "patience_s",
+        "queue",
+        "queues",
+        "slot",
+        "tag",
+        "target",
+        "tries",
+        "was_sent",
+        "window",
+    )
+
+    def __init__(
+        self, id_: str, target: str, envelope: bytes, flags: int, deadline: float, on_reply: OnReply
+    ) -> None:
+        self.id = id_
+        self.target = target
+        self.envelope = envelope
+        self.flags = flags
+        self.deadline = deadline
+        # None once nobody wants to hear more.
+        self.on_reply: OnReply | None = on_reply
+        # The queue it goes to, and those that are to be tried when nobody reads this one.
+        self.queue = ""
+        self.queues: list[str] = []
+        self.slot: set[Call] | None = None
+        # Whether its service was taken for one that is about to register.
+        self.has_waited = False
+        self.was_sent = False
+        self.tries = 0
+        self.parts = 0
+        self.patience_s = 0.0
+        self.window = 0
+        # What the broker will confirm it by.
+        self.tag = 0
+        # The queue of the instance that has it, where one has shown itself.
+        self.control = ""
+
+    def route(self, owner: str = "") -> None:
+        """Set the queue to the one that bears the target's name, or to the owner of the path, or to the
+        longest of the prefixes that may own it; to '' where the target cannot have one."""
+        self.queues = []
+        if self.flags & DURABLE:
+            self.queue = "" if self.target.startswith("/") else messages.durable_queue(self.target)
+        elif not self.target.startswith("/"):
+            self.queue = self.target
+        elif owner:
+            self.queue, self.queues = owner, messages.prefixes(self.target)
+        else:
+            self.queue, *self.queues = messages.prefixes(self.target)
+        if len(self.queue.encode()) > messages.LONGEST_NAME:
+            self.queue = ""

@@ -1,0 +1,462 @@
+"""The client's side of ``amqp://``: calls by id, their deadlines, and what becomes of them on the way."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.hub import get_hub
+from pika import BasicProperties
+from pika.exceptions import AMQPError
+
+from butler_mesh import status
+from butler_mesh.clock import monotonic
+from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.amqp import Connection, Link
+from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.amqp_loop import Alarm
+from butler_mesh.connections.base import ClientConnection, OnReply
+from butler_mesh.errors import Closed
+from butler_mesh.protocol import mesh
+from butler_mesh.protocol.client import CONNECT_TIMEOUT_S
+from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, MAX_BODY_BYTES, ONE_WAY, STREAM
+from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
+from butler_mesh.protocol.wheel import NEVER
+
+MAX_UNCONFIRMED = 1000
+"""One-way requests on their way at once: what comes after them waits for the broker's word."""
+MAX_WAITING = 20_000
+"""Requests that wait for a connection or for confirmations; over it the answer is 503."""
+CONFIRM_TIMEOUT_S = 10.0
+"""How long the broker may be silent about a one-way request: some milliseconds are usual, and for ever
+is what it takes when most of a cluster is gone."""
+LOOK_AGAIN_S = 0.05
+"""How often a service that may be about to register is looked for."""
+REGISTER_GRACE_S = 0.0
+"""How long after the first connection an unknown service is waited for. A router begins with nothing and
+gives its services some seconds; a broker remembers, and what it does not know is not there."""
+MEMORY_S = 5.0
+"""How long the owner of a path is remembered: a longer prefix may be claimed meanwhile."""
+MAX_MEMORIES = 1000
+CLOSE_S = 1.0
+"""Patience with the broker's goodbye."""
+
+_log = logging.getLogger("butler_mesh.client")
+
+
+class AmqpClient(ClientConnection):
+    """One connection, two channels: calls, answered by direct reply-to, and confirmed one-way requests."""
+
+    can_store = True
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        register_grace_s: float | None = None,
+    ) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._grace_s = REGISTER_GRACE_S if register_grace_s is None else register_grace_s
+        # Until when an unknown service may be about to register; set by the first connection.
+        self._grace_ends_at: float | None = None
+        self._name = secrets.token_hex(6)
+        self._last_id = 0
+        self._calls: dict[str, Call] = {}
+        # Those that wait for a connection, a broker with memory, or confirmations: by whether they are
+        # one-way, and then by id, in their order.
+        self._waiting: dict[bool, dict[str, Call]] = {False: {}, True: {}}
+        # Those of this turn, which are published at its end: one that is cancelled before is never sent.
+        # pika would write them no earlier.
+        self._fresh: list[Call] = []
+        self._fresh_bytes = 0
+        # By the confirming channel's tag, in its order.
+        self._unconfirmed: dict[int, Call] = {}
+        self._last_tag = 0
+        self._calling: Any = None
+        self._confirming: Any = None
+        # Path -> (the prefix that has an owner, until when we believe it).
+        self._owners: dict[str, tuple[str, float]] = {}
+        # Calls to be told their last reply, in the next turn: never within submit.
+        self._replies: list[tuple[Call, int, bytes]] = []
+        self._refusals: deque[tuple[int, str]] = deque(maxlen=100)
+        self._alarm: Alarm[Call] = Alarm(self._expire)
+        self._again: Any = None
+        self._unknown: list[Call] = []
+        self._changed = Event()
+        self._is_closed = False
+        self._link = Link(
+            endpoints,
+            on_up=self._up,
+            on_down=self._down,
+            on_refused=self._refused,
+            on_unblocked=self._flush,
+        )
+        self._link.start()
+
+    # --- what callers do ----------------------------------------------------------------------
+
+    def submit(
+        self,
+        target: str,
+        envelope: bytes,
+        *,
+        deadline: float,
+        flags: int,
+        on_reply: OnReply,
+        window: int = 0,
+    ) -> Call:
+        if self._is_closed:
+            raise Closed("the client is closed")
+        now = monotonic()
+        self._last_id += 1
+        call = Call(f"{self._name}.{self._last_id}", target, envelope, flags, deadline, on_reply)
+        call.window = window
+        if flags & STREAM and deadline != NEVER:
+            call.patience_s = deadline - now
+        self._route(call, now)
+        wrong = self._wrong(call, now)
+        if wrong is not None:
+            self._answer(call, *wrong)
+            return call
+        self._calls[call.id] = call
+        if not self._fresh:
+            get_hub().loop.run_callback(self._send_fresh)
+        self._fresh.append(call)
+        self._fresh_bytes += len(envelope)
+        return call
+
+    def cancel(self, call: Call) -> None:
+        call.on_reply = None
+        if call.flags & ONE_WAY and call.was_sent:
+            return  # The broker's word is awaited all the same.
+        if self._settle(call):
+            self._tell(call, messages.control_properties(call.id, messages.CANCEL))
+
+    def grant(self, call: Call, parts: int) -> None:
+        if call.id in self._calls:
+            self._renew(call, monotonic())
+            self._tell(call, messages.control_properties(call.id, messages.WINDOW, parts))
+
+    def close(self, drain_s: float) -> list[tuple[int, str]]:
+        if not self._is_closed:
+            self._is_closed = True
+            until = monotonic() + drain_s
+            self._send_fresh()
+            for call in list(self._calls.values()):
+                if not call.flags & ONE_WAY:
+                    self._tell(call, messages.control_properties(call.id, messages.CANCEL))
+                    self._answer(call, status.CANCELLED, "the client was closed")
+            while self._calls and monotonic() < until:
+                self._changed.clear()
+                self._changed.wait(max(0.0, until - monotonic()))
+            for call in list(self._calls.values()):
+                self._answer(call, status.CANCELLED, "the client was closed")
+            self._link.close(CLOSE_S)
+            self._end()
+            # One turn more: it tells those whose calls have failed just now.
+            gevent.sleep(0)
+        return list(self._refusals)
+
+    def abandon(self) -> None:
+        self._is_closed = True
+        self._link.abandon()
+        self._end()
+
+    def _end(self) -> None:
+        self._alarm.close()
+        if self._again is not None:
+            self._again.stop()
+            self._again.close()
+            self._again = None
+
+    # --- the connection -----------------------------------------------------------------------
+
+    def _up(self, connection: Connection) -> None:
+        if self._grace_ends_at is None:
+            self._grace_ends_at = monotonic() + self._grace_s
+        connection.channel(on_open_callback=self._calling_opened)
+
+    def _calling_opened(self, channel: Any) -> None:
+        channel.add_on_return_callback(self._returned)
+        channel.add_on_close_callback(self._channel_closed)
+        channel.basic_consume(messages.REPLY_TO, self._replied, auto_ack=True)
+        self._calling = channel
+        channel.connection.channel(on_open_callback=self._confirming_opened)
+        self._flush()
+
+    def _confirming_opened(self, channel: Any) -> None:
+        channel.add_on_return_callback(self._returned)
+        channel.add_on_close_callback(self._channel_closed)
+        channel.confirm_delivery(self._confirmed)
+        self._confirming = channel
+        self._last_tag = 0
+        self._flush()
+
+    def _channel_closed(self, channel: Any, reason: BaseException) -> None:
+        if channel in (self._calling, self._confirming) and not self._is_closed:
+            self._link.reset(f"a channel was closed: {reason}")
+
+    def _down(self, reason: str) -> None:
+        now = monotonic()
+        self._calling = self._confirming = None
+        self._unconfirmed.clear()
+        for call in list(self._calls.values()):
+            if not call.was_sent:
+                continue
+            if call.flags & DURABLE or (call.flags & IDEMPOTENT and call.tries < 2 and not call.parts):
+                self._wait(call, now)
+            else:
+                self._answer(call, status.INSTANCE_LOST, f"the broker was lost: {reason}")
+
+    def _refused(self, code: int, reason: str) -> None:
+        for call in list(self._calls.values()):
+            self._answer(call, code, reason)
+
+    def _route(self, call: Call, now: float) -> None:
+        owner, believed_until = self._owners.get(call.target, ("", 0.0))
+        call.route(owner if now < believed_until else "")
+
+    # --- on the way ---------------------------------------------------------------------------
+
+    def _wrong(self, call: Call, now: float) -> tuple[int, str] | None:
+        """Return the answer to a request that is not to be sent."""
+        if not call.queue:
+            return status.BAD_REQUEST, "that cannot be the name of a service"
+        if len(call.envelope) > MAX_BODY_BYTES:
+            return status.TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes"
+        if call.deadline <= now:
+            return status.DEADLINE_PASSED, "deadline passed before the request was sent"
+        connection = self._link.connection
+        if connection is None:
+            if self._link.refusal is not None:
+                return self._link.refusal
+        elif connection.unsent_bytes + self._fresh_bytes > MAX_OUTBOX_BYTES:
+            return status.UNAVAILABLE, "too much waits to be sent"
+        if len(self._waiting[bool(call.flags & ONE_WAY)]) >= MAX_WAITING:
+            return status.UNAVAILABLE, "too much waits to be sent"
+        return None
+
+    def _has_room(self, is_one_way: bool) -> bool:
+        """Tell whether one more may be sent at present."""
+        if self._link.is_blocked:
+            return False
+        if is_one_way:
+            return self._confirming is not None and len(self._unconfirmed) < MAX_UNCONFIRMED
+        return self._calling is not None
+
+    def _wait(self, call: Call, now: float) -> None:
+        call.was_sent = False
+        self._waiting[bool(call.flags & ONE_WAY)][call.id] = call
+        self._set_alarm(call, min(call.deadline, now + self._connect_timeout_s))
+
+    def _send_fresh(self) -> None:
+        """Send what was submitted in this turn, or let it wait behind what waits already."""
+        fresh, self._fresh, self._fresh_bytes = self._fresh, [], 0
+        now = monotonic()
+        for call in fresh:
+            if call.id not in self._calls:
+                continue
+            is_one_way = bool(call.flags & ONE_WAY)
+            if not self._waiting[is_one_way] and self._has_room(is_one_way):
+                self._send(call, now)
+            else:
+                self._wait(call, now)
+
+    def _flush(self) -> None:
+        """Send what has waited, as far as it may go."""
+        now = monotonic()
+        for is_one_way, waiting in self._waiting.items():
+            while waiting and self._has_room(is_one_way):
+                self._send(waiting.pop(next(iter(waiting))), now)
+
+    def _send(self, call: Call, now: float) -> None:
+        call.was_sent = True
+        call.tries += 1
+        remaining_ms = 0x7FFFFFFF
+        if call.deadline != NEVER:
+            # 0 would mean: only for whoever takes it this instant.
+            remaining_ms = max(1, min(remaining_ms, ceil((call.deadline - now) * 1000)))
+        due = call.deadline
+        if call.flags & ONE_WAY:
+            due = min(due, now + CONFIRM_TIMEOUT_S)
+            self._last_tag += 1
+            call.tag = self._last_tag
+            self._unconfirmed[call.tag] = call
+        self._set_alarm(call, due)
+        properties = messages.request_properties(
+            call.id, call.target, call.queue, call.flags, remaining_ms, int(time.time() * 1000), call.window
+        )
+        channel = self._confirming if call.flags & ONE_WAY else self._calling
+        try:
+            channel.basic_publish("", call.queue, call.envelope, properties, mandatory=True)
+        except AMQPError as error:
+            # The channel is closing, and what it was is about to be told to us.
+            _log.debug("publish-failed %s", error)
+
+    def _tell(self, call: Call, properties: BasicProperties) -> None:
+        """Tell whoever has a call something about it."""
+        if not call.was_sent or self._calling is None or not self._calling.is_open:
+            return
+        if call.control:
+            self._calling.basic_publish("", call.control, b"", properties)
+        else:
+            key = messages.control_key(call.queue)
+            self._calling.basic_publish(messages.CONTROL_EXCHANGE, key, b"", properties)
+
+    def _returned(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        """Nobody reads that queue: it is tried at the next, or there is no such service."""
+        call = self._calls.get(properties.correlation_id or "")
+        if call is None or method.routing_key != call.queue:
+            return
+        self._unconfirmed.pop(call.tag, None)
+        now = monotonic()
+        self._owners.pop(call.target, None)
+        if call.queues:
+            call.queue, *call.queues = call.queues
+            self._send(call, now)
+        elif self._grace_ends_at is not None and now < self._grace_ends_at:
+            call.has_waited = True
+            self._unknown.append(call)
+            self._look_again()
+        else:
+            what = "owner of" if call.target.startswith("/") else "service"
+            what = "durable service" if call.flags & DURABLE else what
+            code = status.UNAVAILABLE if call.has_waited else status.NOT_FOUND
+            self._answer(call, code, f"no {what} {call.target[:200]!r}")
+
+    def _look_again(self) -> None:
+        if self._again is None:
+            self._again = get_hub().loop.timer(LOOK_AGAIN_S)
+            self._again.start(self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._again.close()
+        self._again = None
+        unknown, self._unknown = self._unknown, []
+        now = monotonic()
+        for call in unknown:
+            if call.id in self._calls:
+                call.tries -= 1
+                self._route(call, now)
+                self._wait(call, now)
+        self._flush()
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _replied(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        call = self._calls.get(properties.correlation_id or "")
+        if call is None:
+            return  # A late reply.
+        try:
+            kind, code, flags = messages.reply_kind(properties)
+        except ValueError as error:
+            _log.warning("reply-unreadable: %s", error)
+            return
+        now = monotonic()
+        if call.queue != call.target and call.target not in self._owners:
+            if len(self._owners) >= MAX_MEMORIES:
+                self._owners.clear()
+            self._owners[call.target] = (call.queue, now + MEMORY_S)
+        if kind == FINAL:
+            self._settle(call)
+        else:
+            if not call.flags & STREAM:
+                return
+            call.parts += 1
+            call.control = properties.reply_to or ""
+            self._renew(call, now)
+        self._hand_out(call, kind, code, flags, body)
+
+    def _confirmed(self, frame: Any) -> None:
+        method = frame.method
+        tags = [method.delivery_tag]
+        if method.multiple:
+            tags = []
+            for tag in self._unconfirmed:
+                if tag > method.delivery_tag:
+                    break
+                tags.append(tag)
+        for tag in tags:
+            call = self._unconfirmed.pop(tag, None)
+            if call is None or call.tag != tag:
+                continue
+            if method.NAME == "Basic.Nack":
+                self._answer(call, status.UNAVAILABLE, "the broker could not take it")
+                continue
+            self._settle(call)
+            if call.flags & DURABLE:
+                self._hand_out(call, FINAL, status.ACCEPTED, 0, b"{}")
+        self._changed.set()
+        if self._waiting[True]:
+            self._flush()
+
+    def _expire(self, call: Call) -> None:
+        if call.id not in self._calls:
+            return
+        if call.deadline <= monotonic():
+            self._answer(call, status.DEADLINE_PASSED, "deadline passed")
+        elif call.was_sent:
+            self._answer(call, status.UNAVAILABLE, "the broker has not confirmed it")
+        elif self._link.is_blocked:
+            self._answer(call, status.UNAVAILABLE, "the broker is short of memory or disk")
+        elif self._link.connection is None:
+            self._answer(call, status.UNAVAILABLE, "no broker can be reached")
+        else:
+            self._answer(call, status.UNAVAILABLE, "too much waits to be confirmed")
+
+    def _answer(self, call: Call, code: int, message: str) -> None:
+        """Give a call its last reply ourselves."""
+        self._settle(call)
+        if call.flags & ONE_WAY and not call.flags & DURABLE:
+            self._refusals.append((code, message))
+        retry_after_s = 1.0 if code == status.UNAVAILABLE else None
+        if not self._replies:
+            get_hub().loop.run_callback(self._hand_out_replies)
+        self._replies.append((call, code, mesh.pack_failure(code, message, retry_after_s)[2:]))
+
+    def _hand_out_replies(self) -> None:
+        replies, self._replies = self._replies, []
+        for call, code, envelope in replies:
+            self._hand_out(call, FINAL, code, 0, envelope)
+
+    def _hand_out(self, call: Call, kind: int, code: int, flags: int, envelope: bytes) -> None:
+        on_reply = call.on_reply
+        if on_reply is None:
+            return
+        if kind == FINAL:
+            call.on_reply = None
+        try:
+            on_reply(kind, code, flags, envelope)
+        except Exception:
+            # What a woken greenlet lets out ends here, not in pika, which would end the connection.
+            _log.exception("reply-callback-failed")
+
+    def _renew(self, call: Call, now: float) -> None:
+        """A stream's deadline runs between parts."""
+        if call.patience_s and call.was_sent:
+            call.deadline = now + call.patience_s
+            self._set_alarm(call, call.deadline)
+
+    def _set_alarm(self, call: Call, due: float) -> None:
+        if call.slot is not None:
+            call.slot.discard(call)
+        call.slot = None if due == NEVER else self._alarm.add(call, due)
+
+    def _settle(self, call: Call) -> bool:
+        """Take a call off the tables; False when it was off already."""
+        if call.slot is not None:
+            call.slot.discard(call)
+            call.slot = None
+        if self._calls.pop(call.id, None) is None:
+            return False
+        self._waiting[bool(call.flags & ONE_WAY)].pop(call.id, None)
+        self._changed.set()
+        return True

@@ -1,0 +1,105 @@
+"""One request that came over AMQP, in the hands of a handler."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import gevent
+from gevent.event import Event
+from pika import BasicProperties
+
+from butler_mesh import status
+from butler_mesh.clock import monotonic
+from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.base import Delivery
+from butler_mesh.connections.engine import FLUSH_BYTES, WINDOW_PATIENCE_S
+from butler_mesh.connections.workers import Worker
+from butler_mesh.errors import Stopped
+from butler_mesh.protocol.mesh import STREAM
+from butler_mesh.protocol.wheel import NEVER
+
+FLUSH_LOOK_S = 0.005
+"""How often a stream's handler looks whether the connection has taken what it sent."""
+
+
+class Instance(Protocol):
+    """What a delivery needs of the instance that has accepted it."""
+
+    @property
+    def unsent_bytes(self) -> int: ...
+    def reply(self, job: AmqpDelivery, code: int, envelope: bytes, flags: int, *, final: bool) -> None: ...
+
+
+class AmqpDelivery(Delivery):
+    """One request that this instance has accepted and owes an answer."""
+
+    __slots__ = (
+        "_instance",
+        "control",
+        "deadline",
+        "deliveries",
+        "envelope",
+        "flags",
+        "has_begun",
+        "id",
+        "is_over",
+        "number",
+        "patience_s",
+        "queue",
+        "reply_to",
+        "session",
+        "slot",
+        "tag",
+        "target",
+        "window",
+        "window_opened",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        instance: Instance,
+        properties: BasicProperties,
+        queue: str,
+        envelope: bytes,
+        tag: int,
+        session: int,
+        now: float,
+    ) -> None:
+        self._instance = instance
+        self.id = properties.correlation_id or ""
+        self.reply_to = properties.reply_to or ""
+        self.queue = queue
+        self.target = messages.request_target(properties, queue)
+        self.envelope = envelope
+        self.flags = messages.request_flags(properties)
+        left_s = messages.remaining_s(properties, int(time.time() * 1000))
+        self.deadline = NEVER if left_s is None else now + left_s
+        self.patience_s = left_s if left_s is not None and self.flags & STREAM else 0.0
+        self.window = messages.number(properties, "window", 0)
+        self.number = 0
+        # How often the broker has handed it out before; counted for stored requests only.
+        self.deliveries = messages.number(properties, "x-delivery-count", 0)
+        # What the broker knows it by, and on which of our connections: an answer made for an earlier one
+        # is dropped, for the broker has given the request to somebody again.
+        self.tag = tag
+        self.session = session
+        self.has_begun = False
+        self.is_over = False
+        self.slot: set[AmqpDelivery] | None = None
+        self.window_opened: Event | None = None
+        self.worker: Worker[AmqpDelivery] | None = None
+
+    def reply(self, status: int, envelope: bytes, *, flags: int = 0, final: bool = True) -> None:
+        self._instance.reply(self, status, envelope, flags, final=final)
+
+    def wait_for_window(self) -> None:
+        while self._instance.unsent_bytes > FLUSH_BYTES and monotonic() < self.deadline:
+            gevent.sleep(FLUSH_LOOK_S)
+        if self.window <= 0:
+            self.window_opened = self.window_opened or Event()
+            while self.window <= 0:
+                self.window_opened.clear()
+                if not self.window_opened.wait(WINDOW_PATIENCE_S):
+                    raise Stopped(status.DEADLINE_PASSED, "the stream's reader takes no more")

@@ -1,0 +1,460 @@
+"""The instance's side of ``amqp://``: one consumer for each queue, and the requests that run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from gevent.event import Event
+from gevent.hub import get_hub
+from greenlet import getcurrent
+from pika import BasicProperties
+
+from butler_mesh import deadlines, status
+from butler_mesh.clock import monotonic
+from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.amqp import Connection, Link
+from butler_mesh.connections.amqp_delivery import AmqpDelivery
+from butler_mesh.connections.amqp_loop import Alarm
+from butler_mesh.connections.base import Handler, InstanceConnection
+from butler_mesh.connections.engine import STOP_S
+from butler_mesh.connections.workers import Workers
+from butler_mesh.errors import Stopped, UsageError
+from butler_mesh.protocol import mesh
+from butler_mesh.protocol.instance import CREDIT
+from butler_mesh.protocol.limits import ABSENT_GRACE_S
+from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, MAX_BODY_BYTES, ONE_WAY, STREAM
+from butler_mesh.protocol.wheel import NEVER
+
+MAX_CREDIT = 0xFFFF
+"""What basic.qos can say."""
+MOST_RUNS = 2
+"""How often a request is begun that may be: one that ends whoever begins it must not go round for ever."""
+RETRY_S, MAX_RETRY_S = 0.2, 10.0
+"""Before a stored request that failed is tried again, twice as long each time: what it needs may be back."""
+MAX_CANCELLED = 10_000
+"""Ids of requests that were cancelled before they came, kept until they come."""
+
+_log = logging.getLogger("butler_mesh.service")
+
+
+class AmqpInstance(InstanceConnection):
+    """Reads the queues of a service and of path prefixes; one credit for all of them together.
+
+    ``absent_grace_s`` is how long a queue that nobody reads is kept, with what waits in it. A ``durable``
+    service has a second one, of stored requests: each is acknowledged when its handler has ended well, tried
+    again when it failed (429 and from 500), and put with the dead when that did not help or cannot.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        service: str,
+        paths: Sequence[str] = (),
+        *,
+        credit: int = CREDIT,
+        absent_grace_s: float = ABSENT_GRACE_S,
+        durable: bool = False,
+        register_secret: str | bytes | None = None,
+        pooled_greenlets: bool = True,
+    ) -> None:
+        if register_secret is not None:
+            raise UsageError("over amqp: the broker's users and permissions say who may serve what")
+        self._queues = [service] if service else []
+        self._queues += dict.fromkeys(path.rstrip("/") or "/" for path in paths)
+        self._service = service
+        if durable and not service:
+            raise UsageError("a durable service needs a name")
+        self._is_durable = durable
+        names = [*self._queues, messages.durable_queue(service)] if durable else self._queues
+        for queue in names:
+            if queue.startswith("amq.") or len(queue.encode()) > messages.LONGEST_NAME:
+                raise UsageError(f"{queue[:80]!r} cannot be the name of a queue")
+        if not 0 < credit <= MAX_CREDIT:
+            raise UsageError(f"a credit is from 1 to {MAX_CREDIT}")
+        self.wid = f"{service or 'paths'}-{socket.gethostname()}-{secrets.token_hex(5)}"
+        self._credit = credit
+        self._expires_ms = max(1, int(absent_grace_s * 1000))
+        self._handler: Handler | None = None
+        self._workers: Workers[AmqpDelivery] = Workers(self._serve, is_pooled=pooled_greenlets)
+        self._alarm: Alarm[AmqpDelivery] = Alarm(self._expire)
+        # Stored requests that failed, by when they are given back.
+        self._retries: Alarm[AmqpDelivery] = Alarm(self._retry)
+        # Accepted and not answered, by the request's id.
+        self._jobs: dict[str, AmqpDelivery] = {}
+        self._running = 0
+        self._last_number = 0
+        # Each queue's consumer may have as many as the credit; what is too much together waits here.
+        self._held: deque[AmqpDelivery] = deque()
+        # What was given up before it came; in the order of time.
+        self._cancelled: dict[str, None] = {}
+        self._channel: Any = None
+        self._session = 0
+        self._control = ""
+        # Consumer tag -> queue.
+        self._consumers: dict[str, str] = {}
+        # Consumers that the broker has not confirmed; we are registered when there is none.
+        self._unconfirmed: set[str] = set()
+        self._is_taking = True
+        self._is_closed = False
+        self._has_stopped = Event()
+        self._has_stopped.set()
+        self._registered = Event()
+        self._changed = Event()
+        self._pid = os.getpid()
+        self._link = Link(endpoints, on_up=self._up, on_down=self._down)
+
+    # --- what services do ---------------------------------------------------------------------
+
+    def serve(self, handler: Handler) -> None:
+        self._handler = handler
+        self._link.start()
+
+    def wait_until_registered(self, timeout_s: float) -> bool:
+        return bool(self._registered.wait(timeout_s))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What has been written and is not with the kernel yet."""
+        connection = self._link.connection
+        return 0 if connection is None else connection.unsent_bytes
+
+    def stop_intake(self) -> None:
+        if not self._is_taking:
+            return
+        self._is_taking = False
+        if self._channel is not None and self._channel.is_open:
+            for tag in self._consumers:
+                self._channel.basic_cancel(tag)
+            # Its answer comes after whatever was on its way when the consumers were cancelled.
+            self._has_stopped.clear()
+            self._channel.basic_qos(prefetch_count=self._credit, callback=lambda _: self._has_stopped.set())
+            while self._held:
+                self._give_back(self._held.popleft())
+
+    def close(self, drain_s: float) -> None:
+        if self._is_closed:
+            return
+        if self._pid != os.getpid():
+            self.abandon()
+            return
+        self._is_closed = True
+        self.stop_intake()
+        self._wait_until_idle(monotonic() + drain_s)
+        for worker in list(self._workers.running):
+            job = worker.job
+            if job is not None and worker is not getcurrent():
+                # From the hub: a greenlet that ends returns there, and not to whoever threw into it.
+                stopped = Stopped(status.INSTANCE_LOST, "the service stopped")
+                get_hub().loop.run_callback(self._workers.stop, worker, job, stopped)
+        self._wait_until_idle(monotonic() + STOP_S)
+        for job in list(self._jobs.values()):
+            # What the broker still knows as ours may run again elsewhere, or has its answer now.
+            if not job.flags & IDEMPOTENT:
+                self._fail(job, status.INSTANCE_LOST, "the instance stops")
+        # What came too late for us goes to others, as never begun, before the connection ends.
+        self._has_stopped.wait(STOP_S)
+        self._link.close(STOP_S)
+        self._end()
+
+    def abandon(self) -> None:
+        self._is_closed = True
+        self._channel = None
+        self._link.abandon()
+        self._end()
+
+    def _end(self) -> None:
+        self._alarm.close()
+        self._retries.close()
+
+    def reply(self, job: AmqpDelivery, code: int, envelope: bytes, flags: int, *, final: bool) -> None:
+        """Send a part or the one last reply; after that, or on another connection, nothing."""
+        if job.is_over:
+            return
+        if len(envelope) > MAX_BODY_BYTES:
+            raise UsageError(f"a reply of {len(envelope)} bytes is over the maximum of {MAX_BODY_BYTES}")
+        if not final and not job.flags & STREAM:
+            self._fail(job, status.SERVER_ERROR, "the handler sent a part of what is no stream")
+            return
+        if final:
+            self._settle(job)
+        else:
+            job.window -= 1
+            self._renew(job)
+        if job.session != self._session or self._channel is None or not self._channel.is_open:
+            return
+        if not job.flags & ONE_WAY:
+            control = None if final else self._control
+            properties = messages.reply_properties(job.id, code, flags, final=final, control=control)
+            self._channel.basic_publish("", job.reply_to, envelope, properties)
+        if final:
+            if job.flags & DURABLE:
+                self._decide(job, code)
+            else:
+                self._channel.basic_ack(job.tag)
+
+    def _decide(self, job: AmqpDelivery, code: int) -> None:
+        """Say what becomes of a stored request whose handler has ended."""
+        if code < 400:
+            self._channel.basic_ack(job.tag)
+        elif code < 500 and code not in (status.TOO_MANY, status.CANCELLED):
+            _log.warning("dead-lettered %s of %.200r: %d", job.id, job.target, code)
+            self._channel.basic_reject(job.tag, requeue=False)
+        elif not self._is_closed:
+            pause_s = min(MAX_RETRY_S, RETRY_S * 2.0 ** min(job.deliveries, 10))
+            _log.warning("retried %s of %.200r in %.1f s: %d", job.id, job.target, pause_s, code)
+            self._retries.add(job, monotonic() + pause_s)
+
+    def _retry(self, job: AmqpDelivery) -> None:
+        if job.session == self._session and self._channel is not None and self._channel.is_open:
+            self._channel.basic_reject(job.tag, requeue=True)
+
+    # --- the connection -----------------------------------------------------------------------
+
+    def _up(self, connection: Connection) -> None:
+        connection.channel(on_open_callback=self._opened)
+
+    def _opened(self, channel: Any) -> None:
+        self._session += 1
+        self._channel = channel
+        self._consumers.clear()
+        self._unconfirmed.clear()
+        channel.on_stray = self._arrived
+        channel.add_on_close_callback(self._channel_closed)
+        channel.add_on_cancel_callback(self._consumer_cancelled)
+        channel.queue_declare("", exclusive=True, callback=self._control_declared)
+
+    def _control_declared(self, frame: Any) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        self._control = frame.method.queue
+        for queue in self._queues:
+            channel.queue_bind(self._control, messages.CONTROL_EXCHANGE, messages.control_key(queue))
+        channel.basic_consume(self._control, self._told, auto_ack=True)
+        # Per consumer: a limit for the whole channel is refused by RabbitMQ 4.3.
+        channel.basic_qos(prefetch_count=self._credit)
+        if not self._is_taking:
+            return
+        for queue in self._queues:
+            self._consume(queue)
+        if self._is_durable:
+            quorum = {"x-queue-type": "quorum"}
+            channel.queue_declare(messages.dead_queue(self._service), durable=True, arguments=quorum)
+            self._consume(messages.durable_queue(self._service))
+
+    def _consume(self, queue: str) -> None:
+        is_ordinary = queue in self._queues
+        arguments = (
+            {"x-expires": self._expires_ms} if is_ordinary else messages.durable_arguments(self._service)
+        )
+        self._channel.queue_declare(queue, durable=True, arguments=arguments)
+        tag = self._channel.basic_consume(queue, self._arrived, callback=self._consuming)
+        self._consumers[tag] = queue
+        self._unconfirmed.add(tag)
+
+    def _consuming(self, frame: Any) -> None:
+        self._unconfirmed.discard(frame.method.consumer_tag)
+        if not self._unconfirmed:
+            self._registered.set()
+            _log.info("registered %s at %s", self.wid, self._link.where)
+
+    def _channel_closed(self, channel: Any, reason: BaseException) -> None:
+        if channel is self._channel and not self._is_closed:
+            self._link.reset(f"the channel was closed: {reason}")
+
+    def _consumer_cancelled(self, frame: Any) -> None:
+        # The queue was deleted, or its node went down.
+        queue = self._consumers.pop(frame.method.consumer_tag, None)
+        if self._is_taking and queue is not None:
+            self._registered.clear()
+            _log.warning("consumer-cancelled %s: %.200r is declared again", self._link.where, queue)
+            self._consume(queue)
+
+    def _down(self, reason: str) -> None:
+        self._channel = None
+        self._has_stopped.set()
+        self._registered.clear()
+        # What has not begun comes again, perhaps to us; streams have readers who were told of the end.
+        while self._held:
+            self._settle(self._held.popleft())
+        for job in list(self._jobs.values()):
+            if job.flags & STREAM:
+                self._stop(job, status.CANCELLED, "the connection of the stream was lost")
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _arrived(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        """Take a request. Nothing may be raised here: pika would end the connection."""
+        if not channel.is_open:
+            return
+        try:
+            queue = self._consumers[method.consumer_tag]
+            job = AmqpDelivery(self, properties, queue, body, method.delivery_tag, self._session, monotonic())
+            tries = messages.number(properties, "tries", 0)
+        except Exception as error:
+            _log.warning("request-unreadable: %s", error)
+            channel.basic_reject(method.delivery_tag, requeue=False)
+            return
+        if not self._is_taking:
+            self._give_back(job)
+        elif job.id in self._cancelled:
+            del self._cancelled[job.id]
+            channel.basic_ack(job.tag)
+        elif method.redelivered or job.deliveries:
+            self._take_again(job, tries)
+        else:
+            self._take(job)
+
+    def _take(self, job: AmqpDelivery) -> None:
+        self._last_number += 1
+        job.number = self._last_number
+        self._jobs[job.id] = job
+        if job.deadline != NEVER:
+            job.slot = self._alarm.add(job, job.deadline)
+        if self._running < self._credit:
+            self._begin(job)
+        else:
+            self._held.append(job)
+
+    def _take_again(self, job: AmqpDelivery, tries: int) -> None:
+        """Somebody had it, and lost its connection: perhaps we."""
+        ours = self._jobs.get(job.id)
+        if ours is not None and ours.reply_to == job.reply_to and not ours.flags & STREAM:
+            # It runs here still, and its answer may be sent after all.
+            ours.tag, ours.session = job.tag, job.session
+        elif job.flags & DURABLE:
+            self._take(job)
+        elif job.flags & IDEMPOTENT and tries + 1 < MOST_RUNS:
+            self._give_back(job, tries + 1)
+        else:
+            self._fail(job, status.INSTANCE_LOST, "the instance that had the request was lost")
+
+    def _begin(self, job: AmqpDelivery) -> None:
+        job.has_begun = True
+        self._running += 1
+        # In a callback of its own: a handler has no business inside pika's reading.
+        get_hub().loop.run_callback(self._start, job)
+
+    def _start(self, job: AmqpDelivery) -> None:
+        if not job.is_over:
+            job.worker = self._workers.start(job)
+
+    def _give_back(self, job: AmqpDelivery, tries: int = 0) -> None:
+        """Put a request back into its queue as one that was never begun, and is nobody's.
+
+        A nack would do that as well, but mark it as one that may have been begun.
+        """
+        self._jobs.pop(job.id, None)
+        if job.slot is not None:
+            job.slot.discard(job)
+        if job.flags & DURABLE:
+            # Once more than it should be counted is better than lost between two words.
+            self._channel.basic_reject(job.tag, requeue=True)
+            return
+        now = monotonic()
+        left_ms = 0x7FFFFFFF if job.deadline == NEVER else max(1, int((job.deadline - now) * 1000))
+        properties = messages.request_properties(
+            job.id, job.target, job.queue, job.flags, left_ms, int(time.time() * 1000), job.window
+        )
+        properties.reply_to = job.reply_to or None
+        if tries:
+            properties.headers["tries"] = tries
+        self._channel.basic_publish("", job.queue, job.envelope, properties)
+        self._channel.basic_ack(job.tag)
+
+    def _settle(self, job: AmqpDelivery) -> None:
+        """Take a request off the tables, and let the next begin."""
+        job.is_over = True
+        if job.slot is not None:
+            job.slot.discard(job)
+            job.slot = None
+        if self._jobs.get(job.id) is job:
+            del self._jobs[job.id]
+        if not job.has_begun:
+            with suppress(ValueError):
+                self._held.remove(job)
+            return
+        self._running -= 1
+        while self._held and self._running < self._credit:
+            self._begin(self._held.popleft())
+        self._changed.set()
+
+    def _serve(self, job: AmqpDelivery) -> bool:
+        """Run the handler, and see to the one answer whatever it does. Runs in the worker's greenlet."""
+        handler = self._handler
+        assert handler is not None
+        try:
+            if job.deadline <= monotonic():
+                self._fail(job, status.DEADLINE_PASSED, "deadline passed before the handler ran")
+                return True
+            deadlines.current.set(job.deadline)
+            has_failed = handler(job) is False
+            self._fail(job, status.SERVER_ERROR, "the handler sent no reply")
+            return not has_failed
+        except Stopped as stopped:
+            self._fail(job, stopped.status, stopped.message)
+            return False
+        except BaseException as error:
+            # SystemExit and GreenletExit included: in a greenlet whose parent is the hub they would
+            # end the process, and the request would never be answered.
+            self._fail(job, status.SERVER_ERROR, f"{type(error).__name__}: {error}")
+            return False
+        finally:
+            job.worker = None
+
+    def _fail(self, job: AmqpDelivery, code: int, message: str) -> None:
+        if not job.is_over:
+            self.reply(job, code, mesh.pack_failure(code, message)[2:], 0, final=True)
+
+    def _stop(self, job: AmqpDelivery, code: int, message: str) -> None:
+        """Nobody waits for it any more: it is stopped where it runs, or not begun."""
+        if job.is_over:
+            return
+        if job.worker is None:
+            self._fail(job, code, message)
+        else:
+            self._workers.stop(job.worker, job, Stopped(code, message))
+
+    def _expire(self, job: AmqpDelivery) -> None:
+        self._stop(job, status.DEADLINE_PASSED, "deadline passed while the handler ran")
+
+    def _renew(self, job: AmqpDelivery) -> None:
+        """A stream's deadline runs between parts."""
+        if job.slot is not None and job.patience_s:
+            job.slot.discard(job)
+            job.deadline = monotonic() + job.patience_s
+            job.slot = self._alarm.add(job, job.deadline)
+
+    def _told(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        """A CANCEL or WINDOW, for us or for another instance of the service."""
+        id_ = properties.correlation_id or ""
+        job = self._jobs.get(id_)
+        if properties.type == messages.CANCEL:
+            if job is not None:
+                # In a callback of its own, as handlers begin: what is stopped runs its ``finally``.
+                get_hub().loop.run_callback(self._stop, job, status.CANCELLED, "the caller gave up")
+            else:
+                self._cancelled[id_] = None
+                if len(self._cancelled) > MAX_CANCELLED:
+                    del self._cancelled[next(iter(self._cancelled))]
+        elif properties.type == messages.WINDOW and job is not None:
+            try:
+                job.window += max(0, messages.number(properties, "parts"))
+            except ValueError:
+                return
+            self._renew(job)
+            if job.window_opened is not None:
+                job.window_opened.set()
+
+    def _wait_until_idle(self, until: float) -> None:
+        while self._running > 0 and monotonic() < until:
+            self._changed.clear()
+            self._changed.wait(max(0.0, until - monotonic()))

@@ -1,0 +1,171 @@
+"""How requests and replies travel as AMQP messages. The body is the envelope, always as it is.
+
+::
+
+    request   to the queue of the service, or of a path prefix    mandatory, transient
+              correlation_id  CLIENT.NUMBER     expiration  remaining milliseconds
+              reply_to  amq.rabbitmq.reply-to, not for a one-way request
+              headers  flags, sent (wall clock, ms), target (only where it is not the queue's name),
+                       window (streams), tries (that it was begun before)
+    durable   to the queue SERVICE:durable                        mandatory, persistent
+              headers  flags, target, patience (ms, for the handler), and neither expiration nor reply_to
+    part, final                                                   to the request's reply_to
+              correlation_id  the request's     reply_to  the instance's own queue (parts)
+              headers  status, flags
+    cancel, window                                                to the instance's own queue, or to all
+              correlation_id  the request's     headers  parts (window)
+
+The kind is the message's ``type``. All instances of a service bind their own queues to the exchange
+``amq.direct`` by the service's name, so whoever has a request is found without knowing who has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pika import BasicProperties
+
+from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, ONE_WAY, PARTIAL, RAW, STREAM
+
+REQUEST, PART, FINAL_REPLY, CANCEL, WINDOW = "request", "part", "final", "cancel", "window"
+
+REPLY_TO = "amq.rabbitmq.reply-to"
+"""RabbitMQ's direct reply-to: replies come without a queue, by the channel that asked."""
+CONTROL_EXCHANGE = "amq.direct"
+"""There from the start, so nobody needs the right to declare one."""
+DELIVERY_LIMIT = 5
+"""How often a stored request that failed is tried again before it is put with the dead."""
+LONGEST_NAME = 255  # bytes, of queues and routing keys
+
+JSON_TYPE, BYTES_TYPE = "application/json", "application/octet-stream"
+
+_KNOWN_FLAGS = ONE_WAY | IDEMPOTENT | STREAM | RAW | DURABLE
+
+
+def control_key(queue: str) -> str:
+    """Return what the instances that read a queue bind their own queues by.
+
+    Cut off it may be another's as well: who has a request knows its id, the rest pass over it.
+    """
+    return f"mesh.{queue}".encode()[:LONGEST_NAME].decode("utf-8", "ignore")
+
+
+def durable_queue(service: str) -> str:
+    """Return the name of the queue that keeps a service's stored requests."""
+    return f"{service}:durable"
+
+
+def dead_queue(service: str) -> str:
+    """Return the name of the queue of those that nobody could serve."""
+    return f"{service}:dead"
+
+
+def durable_arguments(service: str) -> dict[str, Any]:
+    """Return what a queue of stored requests is declared with: a copy on most nodes of the cluster, a limit
+    of attempts, and a way to the dead on which nothing is lost either (at-least-once needs the overflow)."""
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead_queue(service),
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def prefixes(path: str) -> list[str]:
+    """Return the queues that may own a path, the longest prefix of whole segments first."""
+    head = path.rstrip("/") or "/"
+    found = [head]
+    while len(head) > 1:
+        head = head.rpartition("/")[0] or "/"
+        found.append(head)
+    return [one for one in found if len(one.encode()) <= LONGEST_NAME]
+
+
+def request_properties(
+    id_: str, target: str, queue: str, flags: int, remaining_ms: int, sent_ms: int, window: int
+) -> BasicProperties:
+    """Return the properties of a request."""
+    headers: dict[str, Any] = {"flags": flags, "sent": sent_ms}
+    if queue != target:
+        headers["target"] = target.encode()
+    if flags & STREAM:
+        headers["window"] = min(window, 0x7FFFFFFF)
+    if flags & DURABLE:
+        headers["patience"] = remaining_ms
+    return BasicProperties(  # type: ignore[no-untyped-call]  # pika's slip
+        content_type=BYTES_TYPE if flags & RAW else JSON_TYPE,
+        headers=headers,
+        delivery_mode=2 if flags & DURABLE else 1,
+        correlation_id=id_,
+        reply_to=None if flags & ONE_WAY else REPLY_TO,
+        expiration=None if flags & DURABLE else str(remaining_ms),
+        type=REQUEST,
+    )
+
+
+def reply_properties(
+    id_: str, code: int, flags: int, *, final: bool, control: str | None = None
+) -> BasicProperties:
+    """Return the properties of a part, or of the last reply."""
+    return BasicProperties(  # type: ignore[no-untyped-call]  # pika's slip
+        content_type=BYTES_TYPE if flags & RAW else JSON_TYPE,
+        headers={"status": code, "flags": flags} if flags else {"status": code},
+        delivery_mode=1,
+        correlation_id=id_,
+        reply_to=control,
+        type=FINAL_REPLY if final else PART,
+    )
+
+
+def control_properties(id_: str, kind: str, parts: int = 0) -> BasicProperties:
+    """Return the properties of a CANCEL or WINDOW."""
+    headers = {"parts": parts} if parts else None
+    return BasicProperties(  # type: ignore[no-untyped-call]  # pika's slip
+        headers=headers, delivery_mode=1, correlation_id=id_, type=kind
+    )
+
+
+def reply_kind(properties: BasicProperties) -> tuple[int, int, int]:
+    """Return (PARTIAL or FINAL, status, flags) of a reply; ValueError for what is none."""
+    code, flags = number(properties, "status"), number(properties, "flags", 0)
+    if properties.type not in (PART, FINAL_REPLY):
+        raise ValueError("neither a part nor a final reply")
+    return FINAL if properties.type == FINAL_REPLY else PARTIAL, code, flags & RAW
+
+
+def request_flags(properties: BasicProperties) -> int:
+    """Return a request's flags: those we know; one without a return address is one-way."""
+    flags = number(properties, "flags", 0) & _KNOWN_FLAGS
+    return flags if properties.reply_to else flags | ONE_WAY
+
+
+def request_target(properties: BasicProperties, queue: str) -> str:
+    """Return whom a request was meant for."""
+    target = (properties.headers or {}).get("target", queue)
+    return target.decode("utf-8", "replace") if isinstance(target, bytes) else str(target)
+
+
+def remaining_s(properties: BasicProperties, wall_ms: int) -> float | None:
+    """Return the seconds that are left of a request's time; None where it has no end.
+
+    The broker hands out nothing that has expired. So a message that seems to have waited longer than it
+    may tells of two clocks that differ, and has all its time again.
+    """
+    if not properties.expiration:
+        # A stored request waits for as long as it takes; its time begins with its handler.
+        patience_ms = number(properties, "patience", 0)
+        return patience_ms / 1000.0 if patience_ms > 0 else None
+    total = int(properties.expiration)
+    sent = number(properties, "sent", wall_ms)
+    waited = max(0, wall_ms - sent)
+    return (total - waited if waited < total else total) / 1000.0
+
+
+def number(properties: BasicProperties, name: str, default: int | None = None) -> int:
+    """Return a header that is a number; ValueError where it is missing or something else."""
+    value = (properties.headers or {}).get(name, default)
+    if not isinstance(value, int):
+        raise ValueError(f"no number in {name}")
+    return value

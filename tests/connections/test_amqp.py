@@ -1,0 +1,209 @@
+"""One connection to a cluster, that comes back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent.server import StreamServer
+
+from butler_mesh.clock import monotonic
+from butler_mesh.connections.amqp import CA, PASSWORD, Connection, Link, parameters
+from butler_mesh.connections.amqp_loop import HubServices
+from butler_mesh.errors import UsageError
+from tests.brokers import Broker, free_port
+from tests.connections.conftest import descriptors
+from tests.connections.cutting import cut
+from tests.waiting import wait_for
+
+
+class Log:
+    """What a link has said, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+
+    def link(self, *endpoints: str) -> Link:
+        return Link(
+            endpoints,
+            on_up=lambda connection: self.said.append("up"),
+            on_down=lambda reason: self.said.append("down"),
+            on_refused=lambda code, reason: self.said.append(code),
+            on_unblocked=lambda: self.said.append("unblocked"),
+        )
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Link], Link]]:
+    """Starts links, and closes them in the end."""
+    links: list[Link] = []
+
+    def start(link: Link) -> Link:
+        links.append(link)
+        link.start()
+        return link
+
+    yield start
+    for link in links:
+        link.close(1.0)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("amqp://host", ("host", 5672, "/", "guest", "guest")),
+        ("amqp://me:it@host:1/v", ("host", 1, "v", "me", "it")),
+        ("amqp://me:p%40%2F@[::1]:1/v%2Fw", ("::1", 1, "v/w", "me", "p@/")),
+        ("amqps://me:it@host", ("host", 5671, "/", "me", "it")),
+        ("amqp://me@host", ("host", 5672, "/", "me", "")),
+    ],
+)
+def test_an_endpoint_says_where_and_as_whom(endpoint: str, expected: tuple[Any, ...]) -> None:
+    found = parameters(endpoint)
+    credentials = found.credentials
+    assert (
+        found.host,
+        found.port,
+        found.virtual_host,
+        credentials.username,
+        credentials.password,
+    ) == expected
+    assert (found.ssl_options is not None) is endpoint.startswith("amqps")
+
+
+def test_a_password_may_come_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(PASSWORD, "from the environment")
+    assert parameters("amqp://me@host").credentials.password == "from the environment"
+    assert parameters("amqp://me:own@host").credentials.password == "own"
+    tmp_path.joinpath("secret").write_text("from the file\n")
+    monkeypatch.setenv(f"{PASSWORD}_FILE", str(tmp_path / "secret"))
+    assert parameters("amqp://me@host").credentials.password == "from the file"
+    monkeypatch.setenv(f"{PASSWORD}_FILE", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="none"):
+        parameters("amqp://me@host")
+
+
+def test_a_certificate_that_cannot_be_read_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CA, "/nowhere/ca.pem")
+    with pytest.raises(UsageError, match=CA):
+        parameters("amqps://host")
+
+
+def test_what_one_turn_writes_leaves_together_and_large_frames_by_themselves() -> None:
+    class Transport:
+        written: list[bytes] = []  # noqa: RUF012 (there is one)
+
+        def write(self, data: bytes) -> None:
+            self.written.append(data)
+
+        def get_write_buffer_size(self) -> int:
+            return sum(map(len, self.written))
+
+    connection = Connection.__new__(Connection)
+    connection._batch, connection._run_callback = [], gevent.get_hub().loop.run_callback
+    connection._services = HubServices()
+    connection._transport = Transport()
+    for data in (b"a", b"b", b"c"):
+        connection._adapter_emit_data(data)
+    assert connection.unsent_bytes == 3
+    gevent.sleep(0)
+    connection._adapter_emit_data(b"d")
+    connection._adapter_emit_data(bytes(100_000))
+    gevent.sleep(0)
+    assert Transport.written == [b"abc", b"d", bytes(100_000)]
+    connection._adapter_emit_data(b"e")
+    connection._transport = None  # gone meanwhile
+    gevent.sleep(0)
+    assert connection.unsent_bytes == 0
+
+
+def test_hosts_are_tried_in_turn(broker: Broker, log: Log, start: Callable[[Link], Link]) -> None:
+    dead = broker.endpoint.replace(str(broker.port), str(free_port()))
+    link = start(log.link(dead, dead, broker.endpoint))
+    wait_for(lambda: log.said == ["up"])
+    assert link.connection is not None
+    assert link.where == f"127.0.0.1:{broker.port}"
+
+
+def test_a_link_to_nobody_pauses_longer_each_time(
+    log: Log, start: Callable[[Link], Link], caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = monotonic()
+    start(log.link(f"amqp://127.0.0.1:{free_port()}"))
+    wait_for(lambda: caplog.text.count("connect-failed") >= 4)
+    # 50, 100 and 200 ms, each less up to a half.
+    assert monotonic() - begun > 0.17
+    assert log.said == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"), [(("mesh:", "mesh:not-"), 401), (("mesh:", "nobody:"), 401), ((None, "/nowhere"), 403)]
+)
+def test_a_refusal_is_told_as_one_and_holds_no_password(
+    wrong: tuple[str | None, str],
+    code: int,
+    broker: Broker,
+    log: Log,
+    start: Callable[[Link], Link],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old, new = wrong
+    endpoint = broker.endpoint + new if old is None else broker.endpoint.replace(old, new)
+    with caplog.at_level(logging.DEBUG, "butler_mesh"):
+        link = start(log.link(endpoint))
+        wait_for(lambda: log.said)
+    assert log.said == [code]
+    assert link.refusal is not None
+    assert link.refusal[0] == code
+    assert broker.password not in caplog.text + repr(link.__dict__)
+
+
+@pytest.mark.slow
+def test_descriptors_stay_as_they_are_over_fifty_reconnections(
+    broker: Broker, log: Log, start: Callable[[Link], Link]
+) -> None:
+    link = start(log.link(broker.endpoint))
+    wait_for(lambda: log.said == ["up"])
+    before = len(descriptors())
+    for n in range(50):
+        log.said.clear()
+        link._services.sever() if n % 2 else cut(link)
+        wait_for(lambda: log.said == ["down", "up"])
+    assert len(descriptors()) == before
+
+
+def test_a_link_may_be_closed_or_abandoned_at_any_moment(broker: Broker, log: Log) -> None:
+    for end in (lambda link: link.close(1.0), lambda link: link.abandon()):
+        for turns in range(12):
+            link = log.link(broker.endpoint)
+            link.start()
+            for _ in range(turns):
+                gevent.sleep(0)
+            end(link)
+            end(link)
+    log.said.clear()
+    gevent.sleep(0.05)
+    assert log.said == []
+
+
+def test_closing_does_not_wait_for_a_broker_that_says_nothing(log: Log) -> None:
+    with closing(StreamServer(("127.0.0.1", 0), lambda *_: gevent.sleep(5.0))) as server:
+        server.start()
+        link = log.link(f"amqp://127.0.0.1:{server.server_port}")
+        link.start()
+        gevent.sleep(0.02)
+        with gevent.Timeout(0.5):
+            link.close(10.0)
+        server.stop(0.0)

@@ -1,0 +1,41 @@
+"""Where a request goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from butler_mesh.connections.amqp_call import Call
+from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
+
+
+def routed(target: str, flags: int = 0, owner: str = "") -> tuple[str, list[str]]:
+    call = Call("me.1", target, b"", flags, 0.0, lambda *reply: None)
+    call.route(owner)
+    return call.queue, call.queues
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("svc", ("svc", [])),
+        ("/a/b", ("/a/b", ["/a", "/"])),
+        ("/", ("/", [])),
+        ("x" * 255, ("x" * 255, [])),
+        ("x" * 256, ("", [])),
+        ("ö" * 128, ("", [])),
+        ("", ("", [])),
+    ],
+)
+def test_a_name_is_a_queue_and_a_path_has_several_in_question(
+    target: str, expected: tuple[str, list[str]]
+) -> None:
+    assert routed(target) == expected
+
+
+def test_a_known_owner_is_asked_first_and_the_others_if_it_is_gone() -> None:
+    assert routed("/a/b", owner="/a") == ("/a", ["/a/b", "/a", "/"])
+
+
+@pytest.mark.parametrize(("target", "queue"), [("svc", "svc:durable"), ("/a", ""), ("x" * 250, "")])
+def test_what_is_to_be_stored_has_a_queue_of_its_own(target: str, queue: str) -> None:
+    assert routed(target, DURABLE | ONE_WAY)[0] == queue
