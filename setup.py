@@ -29,7 +29,7 @@ setup(
         "fast": ["orjson>=3.10"],  # JSON, with BUTLER_MESH_CODEC=orjson
         "flask": ["flask>=3"],  # butler_mesh.web.flask
         "majortomo": ["pyyaml>=6"],  # the configuration file of its broker
-        "rabbitmq": ["pika>=1.4"],
+        "rabbitmq": ["pika>=1.4,<2"],
         "tracing": ["opentelemetry-api"],
         "dev": [
             "pytest>=8",
@@ -40,6 +40,7 @@ setup(
             "types-greenlet",
             "pyyaml>=6",
             "types-PyYAML",
+            "pika>=1.4,<2",
             "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
             "six",  # which majortomo needs and does not declare
             "flask>=3",  # a WSGI application of another make, behind our fronts

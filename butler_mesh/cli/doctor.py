@@ -37,7 +37,7 @@ NEEDED = {  # what setup.py requires
 }
 OPTIONAL = {
     "orjson": ("3.10", "JSON in less time, with BUTLER_MESH_CODEC=orjson"),
-    "pika": ("1.4", "connections to RabbitMQ"),
+    "pika": ("1.4,<2", "amqp:// addresses, which are RabbitMQ's"),
     "flask": ("3", "butler_mesh.web.flask"),
     "gunicorn": ("22", "several processes for Flask or an application's pages (needs packaging, too)"),
 }
@@ -183,7 +183,7 @@ def package_problem(name: str, oldest: str) -> str:
     try:
         version = metadata.version(name)
         if _numbers(version) < _numbers(oldest):
-            return f"{name} {version} is older than {oldest}"
+            return f"{name} {version} is older than {oldest.partition(',')[0]}"
         import_module(MODULES.get(name, name))
     except metadata.PackageNotFoundError:
         return f"{name} is not installed"

@@ -308,7 +308,7 @@ def _ssl_context() -> ssl.SSLContext:
 
 def _causes(error: BaseException) -> list[BaseException]:
     """Return an error and what pika has wrapped in it, outermost first."""
-    inner = [*getattr(error, "exceptions", ()), *error.args]
+    inner = [*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args]
     return [error, *(deep for one in inner if isinstance(one, BaseException) for deep in _causes(one))]
 
 

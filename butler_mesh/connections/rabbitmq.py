@@ -4,9 +4,11 @@
   several instances or more than one credit they run side by side. Parts of one stream arrive in order.
 * Delivery: at most once, as nothing is written to disk; an IDEMPOTENT request may run twice if its
   instance or broker dies. A one-way request is confirmed by the broker, not by whoever serves it.
+  A DURABLE one is stored, on most nodes of the cluster when its caller goes on, and served at least once.
 * A dying instance: the broker gives its requests to another, which runs the IDEMPOTENT ones and answers
   502 to the rest; where there is no other, callers get 504 at their deadline. A lost connection to the
-  broker is 502 at once for calls in flight, unless IDEMPOTENT: those are sent again.
+  broker is 502 at once for calls in flight, unless IDEMPOTENT: those are sent again. A DURABLE request goes
+  to another instance, now or later; after five failures it is put with the dead, in ``SERVICE:dead``.
 * An absent far side: a call waits up to 3 s for a broker, then 503; a service without a queue is 404 at
   once. The queue outlives its last reader by a minute, in which requests wait for the next one.
 """

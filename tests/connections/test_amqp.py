@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 from gevent.server import StreamServer
 
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp import CA, PASSWORD, Connection, Link, parameters
+from butler_mesh.connections import rabbitmq
+from butler_mesh.connections.amqp import CA, CERTIFICATE, KEY, PASSWORD, Connection, Link, parameters
 from butler_mesh.connections.amqp_loop import HubServices
 from butler_mesh.errors import UsageError
-from tests.brokers import Broker, free_port
+from tests.brokers import Broker, free_port, running_broker
 from tests.connections.conftest import descriptors
+from tests.connections.contract import PATIENCE_S, Call, echo
 from tests.connections.cutting import cut
 from tests.waiting import wait_for
 
@@ -207,3 +210,63 @@ def test_closing_does_not_wait_for_a_broker_that_says_nothing(log: Log) -> None:
         with gevent.Timeout(0.5):
             link.close(10.0)
         server.stop(0.0)
+
+
+# --- TLS --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A broker that wants to see certificates; the endpoint, and where the one good certificate is."""
+    home = tmp_path_factory.mktemp("tls")
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1"
+    names = "-addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    for command in (
+        f"{make} -subj /CN=authority -keyout ca.key -out ca.pem",
+        f"{make} -subj /CN=localhost {names} -CA ca.pem -CAkey ca.key -keyout key.pem -out cert.pem",
+    ):
+        subprocess.run(command.split(), cwd=home, check=True, capture_output=True, timeout=60)
+    port = free_port()
+    lines = f"""listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {home}/ca.pem
+ssl_options.certfile = {home}/cert.pem
+ssl_options.keyfile = {home}/key.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
+    with running_broker(home / "node", lines) as made:
+        yield f"amqps://mesh:{made.password}@127.0.0.1:{port}", home
+
+
+@pytest.mark.slow
+def test_tls_carries_large_and_small(tls: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint, home = tls
+    for name, file in ((CA, "ca.pem"), (CERTIFICATE, "cert.pem"), (KEY, "key.pem")):
+        monkeypatch.setenv(name, str(home / file))
+    instance = rabbitmq.instance([endpoint], "svc", ())
+    instance.serve(echo)
+    assert instance.wait_until_registered(PATIENCE_S)
+    client = rabbitmq.client([endpoint])
+    envelopes = [bytes([n]) * size for n, size in enumerate([10, 5_000_000, 20, 200_000, 70_000] * 3)]
+    calls = [Call(client, envelope) for envelope in envelopes]
+    assert [call.final().envelope for call in calls] == envelopes
+    client.close(1.0)
+    instance.close(1.0)
+
+
+@pytest.mark.slow
+def test_tls_without_our_certificate_or_trust_in_theirs_is_no_connection(
+    tls: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint, home = tls
+    for trusted in (True, False):
+        if trusted:
+            monkeypatch.setenv(CA, str(home / "ca.pem"))
+        else:
+            monkeypatch.delenv(CA)
+        caplog.clear()
+        link = log.link(endpoint)
+        link.start()
+        wait_for(lambda: caplog.text.count("connect-failed") >= 2)
+        link.close(1.0)
+    assert log.said == []
