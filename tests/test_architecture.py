@@ -65,6 +65,7 @@ FLOORS: dict[str, float] = {
     "connections.amqp_call": 4.2,
     "connections.amqp_delivery": 4.3,
     "connections.amqp_client": 4.3,
+    "connections.amqp_dead": 4.3,
     "connections.amqp_instance": 4.4,
     "connections.memory": 5,
     "connections.zeromq": 5,

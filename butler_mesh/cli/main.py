@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from butler_mesh.cli.call import call
+from butler_mesh.cli.dlq import dlq
 from butler_mesh.cli.doctor import doctor
 from butler_mesh.cli.router import router
 from butler_mesh.cli.serve import serve
@@ -71,4 +72,5 @@ def main() -> None:
 main.add_command(router)
 main.add_command(serve)
 main.add_command(call)
+main.add_command(dlq)
 main.add_command(doctor)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from butler_mesh.cli.main import main
+from butler_mesh.connections import registry
 from butler_mesh.errors import BadRequest
 from butler_mesh.handlers import ServiceMessageHandler
 from tests.meshes import Mesh
@@ -170,7 +171,8 @@ def test_a_bad_address_is_one_line_and_exit_2(address: str) -> None:
     assert line.startswith("butler-mesh call: ")
 
 
-def test_an_address_whose_engine_is_not_there_is_exit_2() -> None:
+def test_an_address_whose_engine_is_not_there_is_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(registry._ENGINES, "amqp")
     result = call("amqp://localhost/vhost/svc", "/echo")
     assert result.exit_code == 2
     assert "amqp" in result.stderr

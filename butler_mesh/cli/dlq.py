@@ -1,0 +1,83 @@
+"""``butler-mesh dlq``: the stored requests that nobody could serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from butler_mesh.cli.terminal import Refusal
+
+if TYPE_CHECKING:
+    from butler_mesh.connections.amqp_dead import DeadLetters
+
+ALL = 1_000_000
+
+_most = click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="The oldest N of them.  [default: all]"
+)
+
+
+@click.group(short_help="Stored requests that nobody could serve.")
+def dlq() -> None:
+    """Look at the requests that a durable service could not serve, serve them after all, or drop them.
+
+    ADDRESS is that of the service, as in amqp://user@host//api.images (the password may be in the
+    environment: BUTLER_MESH_AMQP_PASSWORD).
+    """
+
+
+@dlq.command("ls")
+@click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
+def list_(addresses: tuple[str, ...]) -> None:
+    """Print how many each service has."""
+    for address in addresses:
+        with _open(address) as (service, dead):
+            click.echo(f"{dead.count():8} {service}")
+
+
+@dlq.command()
+@click.argument("address")
+@_most
+def show(address: str, limit: int | None) -> None:
+    """Print them, one a line: id, reason, envelope. They stay where they are."""
+    with _open(address) as (_, dead):
+        for one in dead.show(limit or ALL):
+            click.echo(f"{one.id} {one.reason} {one.envelope.decode('utf-8', 'backslashreplace')}")
+
+
+@dlq.command()
+@click.argument("address")
+@_most
+def redrive(address: str, limit: int | None) -> None:
+    """Give them back to the service, which tries each as often as a new one."""
+    with _open(address) as (_, dead):
+        click.echo(f"{dead.redrive(limit or ALL)} given back")
+
+
+@dlq.command()
+@click.argument("address")
+@click.confirmation_option(prompt="Throw all of them away?")
+def purge(address: str) -> None:
+    """Throw them away."""
+    with _open(address) as (_, dead):
+        click.echo(f"{dead.purge()} thrown away")
+
+
+@contextmanager
+def _open(address: str) -> Iterator[tuple[str, DeadLetters]]:
+    from butler_mesh.addresses import Address
+    from butler_mesh.errors import RequestFailed
+
+    parsed = Address.parse(address)
+    if parsed.scheme not in ("amqp", "amqps") or not parsed.service:
+        raise Refusal("an amqp:// address with a service is needed, as in amqp://user@host//api.images")
+    from butler_mesh.connections.amqp_dead import DeadLetters
+
+    try:
+        with DeadLetters(parsed.endpoints, parsed.service) as dead:
+            yield parsed.service, dead
+    except RequestFailed as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,96 @@
+"""The stored requests that nobody could serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from butler_mesh.connections.amqp_dead import DeadLetters
+from butler_mesh.connections.base import Delivery
+from butler_mesh.errors import BadRequest, NotFound, Unavailable
+from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
+from tests.brokers import Broker
+from tests.connections.contract import Call
+from tests.connections.cutting import cut
+from tests.connections.engines import RabbitEngine
+from tests.waiting import wait_for
+
+
+class Moody:
+    """Refuses everything until it is in a better mood."""
+
+    def __init__(self) -> None:
+        self.is_well = False
+        self.served: list[bytes] = []
+
+    def __call__(self, delivery: Delivery) -> None:
+        if self.is_well:
+            self.served.append(delivery.envelope)
+        delivery.reply(200 if self.is_well else 422, b"")
+
+
+@pytest.fixture
+def moody(rabbit: RabbitEngine) -> Moody:
+    """A durable service that has refused five requests."""
+    rabbit._queues.update(["svc:durable", "svc:dead"])
+    handler = Moody()
+    rabbit.instance(handler, durable=True)
+    client = rabbit.client()
+    calls = [Call(client, b"%d" % n, flags=ONE_WAY | DURABLE) for n in range(5)]
+    assert {call.status for call in calls} == {202}
+    return handler
+
+
+@pytest.fixture
+def dead(broker: Broker) -> Callable[[], DeadLetters]:
+    return lambda: DeadLetters([broker.endpoint], "svc")
+
+
+def test_they_can_be_counted_and_looked_at_and_stay(moody: Moody, dead: Callable[[], DeadLetters]) -> None:
+    with dead() as letters:
+        wait_for(lambda: letters.count() == 5)
+        assert [one.envelope for one in letters.show(3)] == [b"0", b"1", b"2"]
+        # The broker writes down that they are back, which takes it a moment.
+        wait_for(lambda: letters.count() == 5)
+        everything = letters.show(100)
+        assert [one.envelope for one in everything] == [b"0", b"1", b"2", b"3", b"4"]
+        assert {(one.target, one.reason) for one in everything} == {("svc", "rejected")}
+        wait_for(lambda: letters.count() == 5)
+
+
+def test_they_can_be_given_back(moody: Moody, dead: Callable[[], DeadLetters]) -> None:
+    with dead() as letters:
+        wait_for(lambda: letters.count() == 5)
+        moody.is_well = True
+        assert letters.redrive(2) == 2
+        wait_for(lambda: moody.served == [b"0", b"1"])
+        assert letters.redrive(100) == 3
+        wait_for(lambda: len(moody.served) == 5)
+        assert letters.count() == letters.redrive(100) == 0
+
+
+def test_they_can_be_thrown_away(moody: Moody, dead: Callable[[], DeadLetters]) -> None:
+    with dead() as letters:
+        wait_for(lambda: letters.count() == 5)
+        assert letters.purge() == 5
+        assert letters.count() == 0
+        assert letters.show(10) == []
+
+
+def test_where_there_is_none_that_is_told(broker: Broker, dead: Callable[[], DeadLetters]) -> None:
+    with dead() as letters:
+        with pytest.raises(NotFound, match="svc:dead"):
+            letters.count()
+    with pytest.raises(BadRequest, match="password"):
+        DeadLetters([broker.endpoint.replace("mesh:", "mesh:not-")], "svc")
+
+
+def test_a_broker_that_goes_is_told(moody: Moody, dead: Callable[[], DeadLetters]) -> None:
+    with dead() as letters:
+        wait_for(lambda: letters.count() == 5)
+        cut(letters._link)
+        with pytest.raises(Unavailable):
+            letters.count()
+        with pytest.raises(Unavailable):
+            letters.show(1)
