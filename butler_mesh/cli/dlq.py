@@ -42,7 +42,7 @@ def list_(addresses: tuple[str, ...]) -> None:
 @click.argument("address")
 @_most
 def show(address: str, limit: int | None) -> None:
-    """Print them, one a line: id, reason, envelope. They stay where they are."""
+    """Print them, one a line: id, reason, envelope. They stay, behind the rest."""
     with _open(address) as (_, dead):
         for one in dead.show(limit or ALL):
             click.echo(f"{one.id} {one.reason} {one.envelope.decode('utf-8', 'backslashreplace')}")

@@ -402,6 +402,9 @@ class AmqpClient(ClientConnection):
         if call.id not in self._calls:
             return
         if call.deadline <= monotonic():
+            # It may have been long on its way, and its time in the queue begins there.
+            if not call.flags & ONE_WAY:
+                self._tell(call, messages.control_properties(call.id, messages.CANCEL))
             self._answer(call, status.DEADLINE_PASSED, "deadline passed")
         elif call.was_sent:
             self._answer(call, status.UNAVAILABLE, "the broker has not confirmed it")

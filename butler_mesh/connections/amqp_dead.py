@@ -67,7 +67,7 @@ class DeadLetters:
         return int(frame.method.message_count)
 
     def show(self, limit: int) -> list[Dead]:
-        """Return the oldest, at most so many; they stay."""
+        """Return the oldest, at most so many. They stay, but behind the rest, where RabbitMQ puts them."""
         seen: list[Dead] = []
         tag = 0
         for _ in range(min(limit, self.count())):
