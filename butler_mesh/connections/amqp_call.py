@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.base import OnReply
+from butler_mesh.connections.base import ALL, MANAGEMENT, OnReply
 from butler_mesh.protocol.mesh import DURABLE
 
 
@@ -22,6 +22,7 @@ class Call:
         "patience_s",
         "queue",
         "queues",
+        "scope",
         "slot",
         "tag",
         "target",
@@ -40,6 +41,8 @@ class Call:
         self.deadline = deadline
         # None once nobody wants to hear more.
         self.on_reply: OnReply | None = on_reply
+        # Whom a command is for: ALL or a wid; '' where it is a request.
+        self.scope = ""
         # The queue it goes to, and those that are to be tried when nobody reads this one.
         self.queue = ""
         self.queues: list[str] = []
@@ -60,7 +63,9 @@ class Call:
         """Set the queue to the one that bears the target's name, or to the owner of the path, or to the
         longest of the prefixes that may own it; to '' where the target cannot have one."""
         self.queues = []
-        if self.flags & DURABLE:
+        if self.scope:
+            self.queue = self.target.removeprefix(MANAGEMENT) if self.scope == ALL else self.target
+        elif self.flags & DURABLE:
             self.queue = "" if self.target.startswith("/") else messages.durable_queue(self.target)
         elif not self.target.startswith("/"):
             self.queue = self.target
@@ -70,3 +75,10 @@ class Call:
             self.queue, *self.queues = messages.prefixes(self.target)
         if len(self.queue.encode()) > messages.LONGEST_NAME:
             self.queue = ""
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """The exchange and the key that it is published with: commands go to instances' own queues."""
+        return (
+            (messages.CONTROL_EXCHANGE, messages.control_key(self.queue)) if self.scope else ("", self.queue)
+        )

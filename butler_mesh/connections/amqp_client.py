@@ -22,11 +22,19 @@ from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.amqp import Connection, Link
 from butler_mesh.connections.amqp_call import Call
 from butler_mesh.connections.amqp_loop import Alarm
-from butler_mesh.connections.base import ClientConnection, OnReply
+from butler_mesh.connections.base import ALL, MANAGEMENT, ClientConnection, OnReply
 from butler_mesh.errors import Closed
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.client import CONNECT_TIMEOUT_S
-from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, MAX_BODY_BYTES, ONE_WAY, STREAM
+from butler_mesh.protocol.mesh import (
+    DURABLE,
+    FINAL,
+    IDEMPOTENT,
+    MAX_BODY_BYTES,
+    ONE_WAY,
+    PARTIAL,
+    STREAM,
+)
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 from butler_mesh.protocol.wheel import NEVER
 
@@ -112,13 +120,17 @@ class AmqpClient(ClientConnection):
         flags: int,
         on_reply: OnReply,
         window: int = 0,
+        scope: str = "",
     ) -> Call:
         if self._is_closed:
             raise Closed("the client is closed")
         now = monotonic()
         self._last_id += 1
+        if scope:
+            target = MANAGEMENT + (target if scope == ALL else scope)
         call = Call(f"{self._name}.{self._last_id}", target, envelope, flags, deadline, on_reply)
         call.window = window
+        call.scope = scope
         if flags & STREAM and deadline != NEVER:
             call.patience_s = deadline - now
         self._route(call, now)
@@ -291,12 +303,14 @@ class AmqpClient(ClientConnection):
             call.tag = self._last_tag
             self._unconfirmed[call.tag] = call
         self._set_alarm(call, due)
+        # A command always says whom it is for: its key may be cut off.
+        queue = "" if call.scope else call.queue
         properties = messages.request_properties(
-            call.id, call.target, call.queue, call.flags, remaining_ms, int(time.time() * 1000), call.window
+            call.id, call.target, queue, call.flags, remaining_ms, int(time.time() * 1000), call.window
         )
         channel = self._confirming if call.flags & ONE_WAY else self._calling
         try:
-            channel.basic_publish("", call.queue, call.envelope, properties, mandatory=True)
+            channel.basic_publish(*call.address, call.envelope, properties, mandatory=True)
         except AMQPError as error:
             # The channel is closing, and what it was is about to be told to us.
             _log.debug("publish-failed %s", error)
@@ -314,7 +328,7 @@ class AmqpClient(ClientConnection):
     def _returned(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
         """Nobody reads that queue: it is tried at the next, or there is no such service."""
         call = self._calls.get(properties.correlation_id or "")
-        if call is None or method.routing_key != call.queue:
+        if call is None or method.routing_key != call.address[1]:
             return
         self._unconfirmed.pop(call.tag, None)
         now = monotonic()
@@ -328,7 +342,7 @@ class AmqpClient(ClientConnection):
             self._look_again()
         else:
             what = "owner of" if call.target.startswith("/") else "service"
-            what = "durable service" if call.flags & DURABLE else what
+            what = "durable service" if call.flags & DURABLE else "instance of" if call.scope else what
             code = status.UNAVAILABLE if call.has_waited else status.NOT_FOUND
             self._answer(call, code, f"no {what} {call.target[:200]!r}")
 
@@ -361,13 +375,17 @@ class AmqpClient(ClientConnection):
             _log.warning("reply-unreadable: %s", error)
             return
         now = monotonic()
-        if call.queue != call.target and call.target not in self._owners:
+        if call.scope == ALL:
+            # There may be others, who answer as well.
+            call.parts += 1
+            kind = PARTIAL
+        elif call.queue != call.target and call.target not in self._owners:
             if len(self._owners) >= MAX_MEMORIES:
                 self._owners.clear()
             self._owners[call.target] = (call.queue, now + MEMORY_S)
         if kind == FINAL:
             self._settle(call)
-        else:
+        elif call.scope != ALL:
             if not call.flags & STREAM:
                 return
             call.parts += 1
@@ -401,7 +419,11 @@ class AmqpClient(ClientConnection):
     def _expire(self, call: Call) -> None:
         if call.id not in self._calls:
             return
-        if call.deadline <= monotonic():
+        if call.scope == ALL and call.parts:
+            # Whoever has not answered will not any more.
+            self._settle(call)
+            self._hand_out(call, FINAL, status.OK, 0, b"{}")
+        elif call.deadline <= monotonic():
             # It may have been long on its way, and its time in the queue begins there.
             if not call.flags & ONE_WAY:
                 self._tell(call, messages.control_properties(call.id, messages.CANCEL))

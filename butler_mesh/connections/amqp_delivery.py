@@ -43,6 +43,7 @@ class AmqpDelivery(Delivery):
         "flags",
         "has_begun",
         "id",
+        "is_command",
         "is_over",
         "number",
         "patience_s",
@@ -86,6 +87,8 @@ class AmqpDelivery(Delivery):
         self.tag = tag
         self.session = session
         self.has_begun = False
+        # Came to this instance alone, or to all of them: there is nothing to acknowledge.
+        self.is_command = False
         self.is_over = False
         self.slot: set[AmqpDelivery] | None = None
         self.window_opened: Event | None = None

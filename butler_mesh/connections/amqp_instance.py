@@ -23,13 +23,14 @@ from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.amqp import Connection, Link
 from butler_mesh.connections.amqp_delivery import AmqpDelivery
 from butler_mesh.connections.amqp_loop import Alarm
-from butler_mesh.connections.base import Handler, InstanceConnection
+from butler_mesh.connections.base import MANAGEMENT, Handler, InstanceConnection
 from butler_mesh.connections.engine import STOP_S
 from butler_mesh.connections.workers import Workers
 from butler_mesh.errors import Stopped, UsageError
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.protocol.limits import ABSENT_GRACE_S
+from butler_mesh.protocol.management import MAX_OVERDRAFT
 from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, MAX_BODY_BYTES, ONE_WAY, STREAM
 from butler_mesh.protocol.wheel import NEVER
 
@@ -197,7 +198,7 @@ class AmqpInstance(InstanceConnection):
         if final:
             if job.flags & DURABLE:
                 self._decide(job, code)
-            else:
+            elif not job.is_command:
                 self._channel.basic_ack(job.tag)
 
     def _decide(self, job: AmqpDelivery, code: int) -> None:
@@ -236,7 +237,7 @@ class AmqpInstance(InstanceConnection):
         if channel is None:
             return
         self._control = frame.method.queue
-        for queue in self._queues:
+        for queue in [*self._queues, MANAGEMENT + self.wid]:
             channel.queue_bind(self._control, messages.CONTROL_EXCHANGE, messages.control_key(queue))
         channel.basic_consume(self._control, self._told, auto_ack=True)
         # Per consumer: a limit for the whole channel is refused by RabbitMQ 4.3.
@@ -312,6 +313,25 @@ class AmqpInstance(InstanceConnection):
             self._take_again(job, tries)
         else:
             self._take(job)
+
+    def _take_command(self, properties: BasicProperties, body: bytes) -> None:
+        """Run a command at once, whatever runs beside it: it was never in a queue that others read."""
+        try:
+            job = AmqpDelivery(self, properties, "", body, 0, self._session, monotonic())
+        except Exception as error:
+            _log.warning("command-unreadable: %s", error)
+            return
+        if job.target not in (f"{MANAGEMENT}{self._service}", f"{MANAGEMENT}{self.wid}"):
+            return  # A key that was cut off is another's, too.
+        if self._running >= self._credit + MAX_OVERDRAFT:
+            return  # Its caller hears nothing by its deadline, as from one that is blocked.
+        job.is_command = True
+        self._last_number += 1
+        job.number = self._last_number
+        self._jobs[job.id] = job
+        if job.deadline != NEVER:
+            job.slot = self._alarm.add(job, job.deadline)
+        self._begin(job)
 
     def _take(self, job: AmqpDelivery) -> None:
         self._last_number += 1
@@ -434,8 +454,11 @@ class AmqpInstance(InstanceConnection):
             job.slot = self._alarm.add(job, job.deadline)
 
     def _told(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
-        """A CANCEL or WINDOW, for us or for another instance of the service."""
+        """A CANCEL or WINDOW, for us or for another instance of the service; or a command, for us as well."""
         id_ = properties.correlation_id or ""
+        if properties.type == messages.REQUEST:
+            self._take_command(properties, body)
+            return
         job = self._jobs.get(id_)
         if properties.type == messages.CANCEL:
             if job is not None:

@@ -9,6 +9,8 @@
                        window (streams), tries (that it was begun before)
     durable   to the queue SERVICE:durable                        mandatory, persistent
               headers  flags, target, patience (ms, for the handler), and neither expiration nor reply_to
+    command   to the instances' own queues, as cancel             mandatory, transient
+              as a request, with the target mgt.SERVICE, or mgt.WID for one
     part, final                                                   to the request's reply_to
               correlation_id  the request's     reply_to  the instance's own queue (parts)
               headers  status, flags

@@ -14,7 +14,12 @@ from typing import Any
 
 from butler_mesh.protocol.client import OnReply
 
-__all__ = ["ClientConnection", "Delivery", "InstanceConnection", "OnReply"]
+__all__ = ["ALL", "MANAGEMENT", "ClientConnection", "Delivery", "InstanceConnection", "OnReply"]
+
+ALL = "*"
+"""The scope of a request that is for every instance of a service."""
+MANAGEMENT = "mgt."
+"""What the target of a delivery begins with that came to all instances, or to this one by its wid."""
 
 
 class ClientConnection(ABC):
@@ -33,12 +38,18 @@ class ClientConnection(ABC):
         flags: int,
         on_reply: OnReply,
         window: int = 0,
+        scope: str = "",
     ) -> Any:
         """Send a request to a service (or to whoever owns a path); return the handle of the call.
 
         ``on_reply(kind, status, flags, envelope)`` is called from the hub with each PARTIAL and the one
         FINAL, failures included; it must not block. ``window`` is how many parts a stream may send at
         first.
+
+        ``scope`` makes it a command, which reaches an instance also when its credit is used up: that of this
+        wid, or ALL of the service. Then each one's only reply is a PARTIAL, and the FINAL of the engine's own
+        making comes when no more are to come, at the deadline at the latest: 200, 404 where there is no
+        such service, 504 where nobody answered.
         """
 
     @abstractmethod
@@ -85,6 +96,9 @@ Handler = Callable[[Delivery], object]
 
 class InstanceConnection(ABC):
     """The way in for requests."""
+
+    wid: str
+    """The instance's name, which no other has."""
 
     @abstractmethod
     def serve(self, handler: Handler) -> None:

@@ -25,8 +25,17 @@ from greenlet import getcurrent
 
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.base import ClientConnection, Delivery, Handler, InstanceConnection, OnReply
+from butler_mesh.connections.base import (
+    ALL,
+    MANAGEMENT,
+    ClientConnection,
+    Delivery,
+    Handler,
+    InstanceConnection,
+    OnReply,
+)
 from butler_mesh.connections.control import ControlPlane
+from butler_mesh.connections.gathering import Gathering
 from butler_mesh.connections.pump import TURN_S, Port, Pump
 from butler_mesh.connections.workers import Worker, Workers
 from butler_mesh.errors import Closed, Stopped
@@ -73,9 +82,14 @@ class MeshClient(ClientConnection):
         flags: int,
         on_reply: OnReply,
         window: int = 0,
-    ) -> Pending:
+        scope: str = "",
+    ) -> Pending | Gathering:
         if self._is_closed:
             raise Closed("the client is closed")
+        if scope == ALL:
+            return Gathering(self, target, envelope, deadline=deadline, flags=flags, on_reply=on_reply)
+        if scope:
+            target = MANAGEMENT + scope
         machine = self._first
         if machine.phase is not Phase.PRESENT:
             machine = self._present() or machine
@@ -96,12 +110,16 @@ class MeshClient(ClientConnection):
             pump.flush_filled()
         return call
 
-    def cancel(self, call: Pending) -> None:
-        if call.on_reply is not None:
+    def cancel(self, call: Pending | Gathering) -> None:
+        if isinstance(call, Gathering):
+            call.cancel()
+        elif call.on_reply is not None:
             self._links[call.owner].arm(monotonic())
             call.owner.cancel(call)
 
-    def grant(self, call: Pending, parts: int) -> None:
+    def grant(self, call: Pending | Gathering, parts: int) -> None:
+        if isinstance(call, Gathering):
+            return
         now = monotonic()
         self._links[call.owner].arm(now)
         call.owner.grant(call, parts, now)

@@ -64,7 +64,7 @@ class RouterNode:
         """Take no new requests and wait, up to ``grace_s``, until those that came are answered."""
         self.machine.stop_intake()
         until = monotonic() + grace_s
-        while self.machine.dispatcher.has_work() and monotonic() < until:
+        while self.machine.dispatcher.directory.has_work() and monotonic() < until:
             gevent.sleep(DRAIN_LOOK_S)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from butler_mesh.addresses import Address
-from butler_mesh.connections.base import ClientConnection, InstanceConnection
+from butler_mesh.connections.base import MANAGEMENT, ClientConnection, InstanceConnection
 from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.sealed import SealedClient, SealedInstance
@@ -50,8 +50,8 @@ def connect_instance(
 
     Raises UsageError for a name that is the router's own, and for ``durable`` where nothing is stored.
     """
-    if service.startswith("mmi."):
-        raise UsageError(f"{service!r}: names that begin with 'mmi.' are the router's own")
+    if service.startswith(("mmi.", MANAGEMENT)):
+        raise UsageError(f"{service!r}: names that begin with 'mmi.' or 'mgt.' are the router's own")
     if durable:
         if isinstance(target, RouterNode) or target.scheme not in ("amqp", "amqps") or seal is not None:
             raise UsageError("a durable service needs an amqp:// address, and no passphrase")

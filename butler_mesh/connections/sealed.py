@@ -14,7 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from butler_mesh import codec, status
-from butler_mesh.connections.base import ClientConnection, Delivery, Handler, InstanceConnection, OnReply
+from butler_mesh.connections.base import (
+    ALL,
+    MANAGEMENT,
+    ClientConnection,
+    Delivery,
+    Handler,
+    InstanceConnection,
+    OnReply,
+)
 from butler_mesh.errors import Unavailable
 from butler_mesh.protocol.mesh import FINAL
 from butler_mesh.sealing import NONCE_LENGTH, BrokenSeal, Nonces, Seal, without_seal
@@ -41,6 +49,7 @@ class SealedClient(ClientConnection):
         flags: int,
         on_reply: OnReply,
         window: int = 0,
+        scope: str = "",
     ) -> Any:
         if target.startswith("mmi."):
             # A question to the router, which has no passphrase; nor is there anything to keep from it.
@@ -49,14 +58,19 @@ class SealedClient(ClientConnection):
             )
         # New with each attempt, so that what is sent again is not taken for a repetition.
         nonce = secrets.token_hex(NONCE_LENGTH // 2)
-        envelope, flags = self._seal.close_request(target, envelope, flags, nonce=nonce, now=self._clock())
+        # A command's seal is for whom it is meant: all of a service, or one.
+        sealed_for = MANAGEMENT + (target if scope == ALL else scope) if scope else target
+        envelope, flags = self._seal.close_request(
+            sealed_for, envelope, flags, nonce=nonce, now=self._clock()
+        )
         return self._inner.submit(
             target,
             envelope,
             deadline=deadline,
             flags=flags,
-            on_reply=_Opener(self._seal, nonce, on_reply),
+            on_reply=_Opener(self._seal, nonce, on_reply, is_gathering=scope == ALL),
             window=window,
+            scope=scope,
         )
 
     def cancel(self, call: Any) -> None:
@@ -73,20 +87,24 @@ class SealedClient(ClientConnection):
 
 
 class _Opener:
-    """Opens the replies of one call, in their order."""
+    """Opens the replies of one call, in their order; or those of many to the same one, each its only one."""
 
-    __slots__ = ("_is_over", "_nonce", "_on_reply", "_place", "_seal")
+    __slots__ = ("_is_gathering", "_is_over", "_nonce", "_on_reply", "_place", "_seal")
 
-    def __init__(self, seal: Seal, nonce: str, on_reply: OnReply) -> None:
+    def __init__(self, seal: Seal, nonce: str, on_reply: OnReply, *, is_gathering: bool = False) -> None:
         self._seal = seal
         self._nonce = nonce
         self._on_reply = on_reply
+        self._is_gathering = is_gathering
         self._place = 0
         # Nothing is believed after a part that was not.
         self._is_over = False
 
     def __call__(self, kind: int, code: int, flags: int, envelope: bytes) -> None:
         if self._is_over:
+            return
+        if self._is_gathering:
+            self._open_one(kind, code, flags, envelope)
             return
         try:
             envelope, flags = self._seal.open_reply(
@@ -102,6 +120,18 @@ class _Opener:
         self._is_over = kind == FINAL
         self._on_reply(kind, code, flags, envelope)
 
+    def _open_one(self, kind: int, code: int, flags: int, envelope: bytes) -> None:
+        """Hand on what an instance has sealed, or what says that something did not work; the end is the
+        engine's own word."""
+        if kind != FINAL:
+            try:
+                envelope, flags = self._seal.open_reply(self._nonce, 0, code, envelope, flags, final=True)
+            except BrokenSeal:
+                if code < 400:
+                    return
+                envelope, flags = without_seal(envelope, flags), 0
+        self._on_reply(kind, code, flags, envelope)
+
 
 class SealedInstance(InstanceConnection):
     """Lets only sealed requests for its own service and paths through, and seals the replies."""
@@ -115,6 +145,7 @@ class SealedInstance(InstanceConnection):
         clock: WallClock = time.time,
     ) -> None:
         self._inner = inner
+        self.wid = inner.wid
         self._seal = seal
         self._service = service
         self._paths = paths
@@ -127,9 +158,7 @@ class SealedInstance(InstanceConnection):
     def serve(self, handler: Handler) -> None:
         def guarded(delivery: Delivery) -> object:
             try:
-                opened = self._seal.open_request(
-                    delivery.target, delivery.envelope, delivery.flags, self._nonces, self._clock()
-                )
+                opened = self._open(delivery)
                 if not self._is_ours(delivery.target):
                     # Of another service with the same passphrase, and led astray on the way.
                     raise BrokenSeal("the request was sealed for another service")
@@ -143,7 +172,24 @@ class SealedInstance(InstanceConnection):
 
         self._inner.serve(guarded)
 
+    def _open(self, delivery: Delivery) -> tuple[bytes, int, str]:
+        targets = [delivery.target]
+        if delivery.target.startswith(MANAGEMENT):
+            # Whether it came by our wid or by our service's name, engines tell us in their own ways.
+            targets = [MANAGEMENT + self._inner.wid, MANAGEMENT + self._service]
+        while True:
+            target = targets.pop(0)
+            try:
+                return self._seal.open_request(
+                    target, delivery.envelope, delivery.flags, self._nonces, self._clock()
+                )
+            except BrokenSeal:
+                if not targets:
+                    raise
+
     def _is_ours(self, target: str) -> bool:
+        if target.startswith(MANAGEMENT):
+            return True  # _open has seen to that.
         if not target.startswith("/"):
             return target == self._service
         return any(f"{target}/".startswith(f"{path.rstrip('/')}/") for path in self._paths)

@@ -112,6 +112,12 @@ class Directory:
                 calls.append(call)
         return calls
 
+    def has_work(self) -> bool:
+        """Tell whether somebody waits for a reply that may yet come."""
+        pools = [pool for pool in self.pools.values() if pool.instances]
+        calls = (call for pool in pools for instance in pool.instances for call in instance.calls.values())
+        return any(pool.queue.size for pool in pools) or any(call.client for call in calls)
+
     def tidy(self, now: float) -> None:
         """Forget services that are long gone, or at once, when nobody ever registered them."""
         self._now = now

@@ -6,7 +6,7 @@ it writes into the peers' outboxes. The invariants:
 * a call accepted from a client is answered exactly once (one-way calls: only when refused or lost),
 * a token is in exactly one instance's table from dispatch to FINAL or RETURN, and only a record that
   came over that instance's connection can end it: a forged or late reply reaches nobody,
-* an instance is never sent more calls than it announced credit for.
+* an instance is never sent more calls than it announced credit for, but by those who manage it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ MAX_QUEUED_BYTES = 256 * 1024 * 1024
 MAX_GRANTS = 1024
 """WINDOWs that a stream may have had more than parts: they must not fill the pipe of its instance."""
 MAX_CREDIT = 0xFFFF
-MAX_MMI_BYTES = 1024
-"""What the router itself parses of a request: a service's name fits in."""
 RETRY_AFTER_S = 1.0
-
-Introspect = Callable[[ClientPeer, int, bytes, bytes], None]
+SPECIAL = (b"mmi.", mesh.MANAGEMENT)
 
 
 class Dispatcher:
@@ -49,7 +46,7 @@ class Dispatcher:
         now: float,
         first_token: int,
         counters: Counters,
-        introspect: Introspect,
+        special: Callable[[ClientPeer, Record, float, float], None],
         limits: Limits,
     ) -> None:
         self.directory = Directory(now, limits)
@@ -58,8 +55,8 @@ class Dispatcher:
         self.counters = counters
         self.queue_limit = limits.queue_limit
         self.max_body_bytes = limits.max_body_bytes
-        # Answers requests to the router itself (MMI): client, id, target, envelope.
-        self._introspect = introspect
+        # Takes requests to the router itself (MMI), and to one instance.
+        self._special = special
         # What all queued requests hold together.
         self.queued_bytes = 0
         # Set when the router is about to stop: what has come is finished, nothing new is taken.
@@ -89,11 +86,8 @@ class Dispatcher:
         elif id_ in client.calls:
             # Answering would answer the call that owns the id.
             self.counters.add("dropped.duplicate_id")
-        elif target[:4] == b"mmi.":
-            if size > MAX_MMI_BYTES:
-                client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {MAX_MMI_BYTES} bytes"))
-            elif not flags & ONE_WAY:
-                self._introspect(client, id_, target, payload[offset:])
+        elif target[:4] in SPECIAL:
+            self._special(client, record, sent_at, now)
         else:
             is_timed = remaining_ms or not flags & STREAM or flags & ONE_WAY
             deadline = sent_at + remaining_ms / 1000.0 if is_timed else NEVER
@@ -145,6 +139,15 @@ class Dispatcher:
             self._assign(call, now)
         else:
             self._enqueue(call)
+
+    def entrust(self, call: Call, instance: InstancePeer, now: float) -> None:
+        """Send a call to this one instance, blocked or busy: its credit is overdrawn until the FINAL."""
+        call.instance = instance
+        token = call.token = self._token = self._token + 1
+        instance.calls[token] = call
+        instance.request(call, mesh.remaining_ms(call.deadline, now))
+        instance.free -= 1
+        self._rotate(instance)
 
     def cancel(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
         """Take a CANCEL: the client has given up and wants no answer."""
@@ -347,12 +350,6 @@ class Dispatcher:
                 self._rotate(instance)
         self.directory.tidy(now)
 
-    def has_work(self) -> bool:
-        """Tell whether somebody waits for a reply that may yet come."""
-        pools = [pool for pool in self.pools.values() if pool.instances]
-        calls = (call for pool in pools for instance in pool.instances for call in instance.calls.values())
-        return any(pool.queue.size for pool in pools) or any(call.client for call in calls)
-
     # --- within -------------------------------------------------------------------------------
 
     def _imagine(
@@ -496,5 +493,8 @@ class Dispatcher:
             call.instance.cancel(call.token)
 
     def _requeue(self, call: Call) -> None:
+        if mesh.is_management(call.payload):
+            self._fail(call, status.INSTANCE_LOST, "it was for that instance alone")
+            return
         call.instance = None
         self._enqueue(call, front=True)

@@ -248,7 +248,8 @@ class InstanceProtocol(Member):
             self.counters.add("dropped.unregistered")
             return
         intake = self.intake
-        if intake.is_closed or intake.running >= intake.limit:
+        is_full = intake.is_closed or intake.running >= intake.limit
+        if is_full and not mesh.is_management(payload):
             self.owed += 1
             self.counters.add("returned")
             self.outbox.add(RETURN, 0, token)

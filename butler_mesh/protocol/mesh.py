@@ -97,6 +97,9 @@ MAX_REPORT_BYTES = 1024
 MAX_TARGET_BYTES = 0xFFFF
 """What the length of a REQUEST's target can say."""
 
+MANAGEMENT = b"mgt."
+"""What targets begin with that mean one instance, by its wid, whether it has credit or not."""
+
 MAX_RAW_PARTS = 0xFFFF
 """What the count of a RAW envelope can say."""
 
@@ -220,6 +223,11 @@ def split_target(payload: bytes, flags: int) -> tuple[bytes, int, int]:
     if end > size:
         raise Malformed("a request's target is cut short")
     return payload[2:end], 0, end
+
+
+def is_management(payload: bytes) -> bool:
+    """Tell whether a REQUEST's payload is for one instance, beside its credit."""
+    return payload[2:6] == MANAGEMENT
 
 
 pack_status = _U16.pack

@@ -14,14 +14,14 @@ from typing import Any
 from butler_mesh import codec, status
 from butler_mesh.counters import Counters
 from butler_mesh.errors import ProtocolError
-from butler_mesh.protocol import mesh
+from butler_mesh.protocol import management, mesh
 from butler_mesh.protocol.dispatcher import Dispatcher
 from butler_mesh.protocol.heartbeats import PROBE_AGAIN_S as PROBE_AGAIN_S
 from butler_mesh.protocol.heartbeats import Heartbeats
 from butler_mesh.protocol.limits import Limits
 from butler_mesh.protocol.liveness import State
 from butler_mesh.protocol.majordomo import Majordomo
-from butler_mesh.protocol.mesh import Frame, Record
+from butler_mesh.protocol.mesh import ONE_WAY, Frame, Record
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES, Outbox
 from butler_mesh.protocol.peers import ClientPeer, ControlPeer, Door, InstancePeer, Peer
 from butler_mesh.signing import is_signed, ready_fields
@@ -31,6 +31,8 @@ INSTANCE = "instance"
 CONTROL = "control"
 GREETED = "greeted"  # an instance that has said HELLO and not yet READY
 
+MAX_MMI_BYTES = 1024
+"""What the router itself parses of a request: a service's name fits in."""
 STATUS_BYTES = 64 * 1024
 """An answer of ``mmi.status`` that is larger is made once a second, others once a turn."""
 JUDGE_INTERVAL_S = 0.25
@@ -75,7 +77,7 @@ class RouterProtocol:
         self.doors: list[Door] = []
         self.instances: dict[str, InstancePeer] = {}
         first_token = int.from_bytes(hashlib.blake2b(seed, digest_size=8, person=b"token").digest()) >> 2
-        self.dispatcher = Dispatcher(now, first_token, self.counters, self._introspect, limits)
+        self.dispatcher = Dispatcher(now, first_token, self.counters, self._special, limits)
         self._majordomo = Majordomo(self.dispatcher, self.dirty, self.counters, self.notes, limits, seed=seed)
         self._limits = limits
         self._seed = seed
@@ -337,7 +339,7 @@ class RouterProtocol:
             return "the register secret does not match"
         if not service and not paths:
             return "an instance needs a name or at least one path"
-        if service.startswith(("mmi.", "/")) or len(service.encode()) > 255 or len(paths) > MAX_PATHS:
+        if service.startswith(("mmi.", "mgt.", "/")) or len(service.encode()) > 255 or len(paths) > MAX_PATHS:
             return f"the name {service!r:.64} is not to be had"
         if not 0 <= credit <= 0xFFFF or not 0 <= pid < 1 << 32:
             return "READY's credit or pid is out of range"
@@ -387,8 +389,21 @@ class RouterProtocol:
         # Acknowledged, so that the peer knows that all it sent before has arrived.
         peer.dismiss(status.OK, "")
 
+    def _special(self, client: ClientPeer, record: Record, sent_at: float, now: float) -> None:
+        """Take a request to the router itself (mmi.), or to one instance (mgt.)."""
+        _, flags, id_, _, payload, attached = record
+        target, _, offset = mesh.split_target(payload, flags)
+        if not mesh.is_management(payload):
+            if attached is not None or len(payload) - offset > MAX_MMI_BYTES:
+                client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {MAX_MMI_BYTES} bytes"))
+            elif not flags & ONE_WAY:
+                self._introspect(client, id_, target, payload[offset:])
+            return
+        instance = self.instances.get(target[4:].decode("utf-8", "replace"))
+        management.pass_on(self.dispatcher, client, record, instance, sent_at, now)
+
     def _introspect(self, client: ClientPeer, id_: int, target: bytes, envelope: bytes) -> None:
-        """Answer a request to the router itself: mmi.service, mmi.status; 501 for the rest of mmi."""
+        """Answer mmi.service, mmi.instances and mmi.status; 501 for the rest of mmi."""
         if client.outbox.pending_bytes > MAX_OUTBOX_BYTES:
             client.refuse(id_, mesh.pack_failure(status.UNAVAILABLE, "read what you have asked for first"))
             return
@@ -406,6 +421,10 @@ class RouterProtocol:
             n = len(pool.instances) if pool is not None else 0
             code = status.OK if n else status.NOT_FOUND
             answer = {"body": {"service": name, "instances": n}}
+        elif target == b"mmi.instances":
+            pool = self.dispatcher.directory.find(mesh.split_service(envelope).encode("utf-8", "replace"))
+            wids = [] if pool is None else [one.wid for one in pool.instances if one.wid in self.instances]
+            code, answer = status.OK if wids else status.NOT_FOUND, {"body": sorted(wids)}
         else:
             code, answer = status.NOT_IMPLEMENTED, {"message": "no such management interface"}
         client.outbox.add(mesh.FINAL, 0, id_, 0, mesh.pack_status(code) + codec.dumps(answer))

@@ -27,7 +27,7 @@ def test_every_call_of_an_exchange_ends(flags: int) -> None:
     assert exchange.run(150) == 150
     assert not exchange.caller.machine.calls
     assert not exchange.worker.machine.jobs
-    assert not exchange.hub.machine.dispatcher.has_work()
+    assert not exchange.hub.machine.dispatcher.directory.has_work()
     for party in (exchange.hub, exchange.caller, exchange.worker):
         assert not party.machine.counters
 

@@ -23,7 +23,14 @@ from gevent.event import Event
 from butler_mesh import codec, deadlines
 from butler_mesh.calls import Waiter
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.base import ClientConnection, Delivery, Handler, InstanceConnection
+from butler_mesh.connections.base import (
+    ALL,
+    MANAGEMENT,
+    ClientConnection,
+    Delivery,
+    Handler,
+    InstanceConnection,
+)
 from butler_mesh.errors import Closed, Stopped
 from butler_mesh.protocol.mesh import (
     FINAL,
@@ -106,6 +113,7 @@ class Call:
         within_s: float = PATIENCE_S,
         flags: int = 0,
         window: int = 0,
+        scope: str = "",
     ) -> None:
         self.replies: list[Reply] = []
         self.handle = client.submit(
@@ -115,6 +123,7 @@ class Call:
             flags=flags,
             on_reply=lambda *reply: self.replies.append(Reply(*reply)),
             window=window,
+            scope=scope,
         )
 
     @property
@@ -367,6 +376,137 @@ class Contract:
         for _ in range(10):
             assert Call(client).status == 200
         assert len(one.arrived) == len(other.arrived) == 9
+
+    # --- commands, for one instance or for all ------------------------------------------------
+
+    @staticmethod
+    def _named(engine: Engine, service: str = "svc", **options: Any) -> InstanceConnection:
+        """Register an instance that answers with its wid, and the command with whether it is one."""
+        instance = engine.open_instance(service, **options)
+        engine._opened.append(instance)
+
+        def handler(delivery: Delivery) -> None:
+            assert delivery.target.startswith(MANAGEMENT)
+            delivery.reply(200, delivery.envelope + instance.wid.encode())
+
+        instance.serve(handler)
+        assert instance.wait_until_registered(PATIENCE_S)
+        return instance
+
+    def test_a_command_reaches_every_instance_of_the_service(self, engine: Engine) -> None:
+        instances = [self._named(engine) for _ in range(3)]
+        self._named(engine, "other")
+        call = Call(engine.client(), b"hello ", scope=ALL, within_s=1.5)
+        wait_for(lambda: len(call.parts) == 3)
+        assert sorted(call.parts) == sorted(b"hello " + one.wid.encode() for one in instances)
+        assert call.final()[:3] == (FINAL, 200, 0)
+        assert len(call.parts) == 3
+
+    def test_a_command_reaches_one_instance_by_its_wid(self, engine: Engine) -> None:
+        instances = [self._named(engine) for _ in range(3)]
+        client = engine.client()
+        for instance in instances:
+            call = Call(client, b"", scope=instance.wid)
+            assert (call.final().envelope, call.parts) == (instance.wid.encode(), [])
+
+    @pytest.mark.parametrize("scope", [ALL, "svc-nowhere-0123456789"])
+    def test_a_command_for_nobody_is_a_404(self, engine: Engine, scope: str) -> None:
+        engine.set_grace(0.0)
+        assert Call(engine.client(), to="nobody", scope=scope).status == 404
+
+    def test_a_command_reaches_an_instance_whose_credit_is_used_up(self, engine: Engine) -> None:
+        gate = Gate()
+
+        def handler(delivery: Delivery) -> None:
+            if delivery.target.startswith(MANAGEMENT):
+                delivery.reply(200, b"at once")
+            else:
+                gate(delivery)
+
+        instance = engine.instance(handler, credit=1)
+        client = engine.client()
+        calls = [Call(client) for _ in range(3)]
+        wait_for(lambda: gate.now == 1)
+        assert Call(client, scope=instance.wid).final().envelope == b"at once"
+        everybody = Call(client, scope=ALL, within_s=1.5)
+        wait_for(lambda: everybody.parts == [b"at once"])
+        assert gate.now == 1
+        gate.open()
+        assert {call.status for call in calls} == {200}
+        assert gate.most == 1
+
+    def test_a_command_reaches_an_instance_that_takes_no_more(self, engine: Engine) -> None:
+        gate = Gate()
+
+        def handler(delivery: Delivery) -> None:
+            if delivery.target.startswith(MANAGEMENT):
+                delivery.reply(200, b"still here")
+            else:
+                gate(delivery)
+
+        instance = engine.instance(handler)
+        client = engine.client()
+        call = Call(client)
+        wait_for(lambda: gate.now == 1)
+        instance.stop_intake()
+        assert Call(client, scope=instance.wid).final().envelope == b"still here"
+        gate.open()
+        assert call.status == 200
+
+    def test_credit_is_whole_after_many_commands(self, engine: Engine) -> None:
+        gate = Gate()
+
+        def handler(delivery: Delivery) -> None:
+            if delivery.target.startswith(MANAGEMENT):
+                delivery.reply(200, b"")
+            else:
+                gate(delivery)
+
+        instance = engine.instance(handler, credit=2)
+        client = engine.client()
+        for _ in range(3):
+            commands = [Call(client, scope=instance.wid) for _ in range(5)]
+            assert {call.status for call in commands} == {200}
+        calls = [Call(client) for _ in range(6)]
+        wait_for(lambda: gate.now == 2)
+        gate.open()
+        assert {call.status for call in calls} == {200}
+        assert gate.most == 2
+
+    def test_a_command_that_is_not_answered_ends_at_its_deadline(self, engine: Engine) -> None:
+        instance = engine.instance(Gate())
+        client = engine.client()
+        one = Call(client, scope=instance.wid, within_s=0.2)
+        everybody = Call(client, scope=ALL, within_s=0.2)
+        assert (one.status, everybody.status, everybody.parts) == (504, 504, [])
+
+    def test_those_who_answer_are_heard_though_others_do_not(self, engine: Engine) -> None:
+        silent = Gate()
+        engine.instance(silent)
+        named = self._named(engine)
+        call = Call(engine.client(), b"", scope=ALL, within_s=1.0)
+        assert call.status == 200
+        assert call.parts == [named.wid.encode()]
+        wait_for(lambda: silent.stopped == [504])
+
+    def test_a_command_that_is_cancelled_is_not_heard_of_again(self, engine: Engine) -> None:
+        gates = [Gate(), Gate()]
+        for gate in gates:
+            engine.instance(gate)
+        client = engine.client()
+        call = Call(client, scope=ALL)
+        wait_for(lambda: [gate.now for gate in gates] == [1, 1])
+        client.cancel(call.handle)
+        wait_for(lambda: [gate.stopped for gate in gates] == [[499], [499]])
+        assert call.replies == []
+
+    def test_a_command_that_fails_is_one_of_the_answers(self, engine: Engine) -> None:
+        instance = engine.instance(nothing)
+        client = engine.client()
+        call = Call(client, scope=ALL, within_s=1.0)
+        assert call.status == 200
+        assert [reply.status for reply in call.replies] == [500, 200]
+        assert Call(client, scope=instance.wid).status == 500
 
     # --- credit -------------------------------------------------------------------------------
 

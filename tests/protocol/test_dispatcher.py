@@ -615,10 +615,10 @@ def test_a_router_that_drains_refuses_what_is_new_with_503_and_finishes_the_rest
     refused = caller.ask("svc")
     assert (refused.code, "Retry-After" in refused.answer["headers"]) == (503, True)
     for _ in calls:
-        assert net.router.dispatcher.has_work()
+        assert net.router.dispatcher.directory.has_work()
         worker.reply()
     assert [call.code for call in calls] == [200, 200]
-    assert not net.router.dispatcher.has_work()
+    assert not net.router.dispatcher.directory.has_work()
 
 
 def test_an_unknown_flag_that_is_not_critical_is_passed_on() -> None:
