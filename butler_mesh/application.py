@@ -8,15 +8,17 @@ from contextvars import Context, copy_context
 from functools import cached_property
 from importlib import import_module
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+import gevent
 from gevent.pool import Group
 
 from butler_mesh import deadlines
-from butler_mesh.connections.base import Delivery
+from butler_mesh.connections.base import MANAGEMENT, Delivery
 from butler_mesh.errors import MethodNotAllowed, NotFound, UsageError
 from butler_mesh.handlers import MessageHandler, ServiceMessageHandler
 from butler_mesh.lifetime import GRACE_S, Lifetime
+from butler_mesh.management import Management
 from butler_mesh.messages import ServiceRequest, ServiceResponse
 from butler_mesh.replies import answer
 from butler_mesh.resources import Resources
@@ -24,6 +26,8 @@ from butler_mesh.routing import RouteKind, RouteTable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger("butler_mesh.application")
 
@@ -49,7 +53,8 @@ class Application:
     that claim the same raise RouteCollision at once. ``template_loader`` is what ``load_jinja2_env``
     returns. ``cookie_secret`` signs the cookies that handlers set with ``secret=True``; whoever has it can
     forge them, so it is long, random, and not in the code. ``base_handler`` is a class for what no route
-    matches, among messages of its kind; without one that is 404.
+    matches, among messages of its kind; without one that is 404. With ``allow_eval`` whoever may send it a
+    command may have any Python expression evaluated in it.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Application:
         base_handler: type[MessageHandler] | None = None,
         grace_s: float = GRACE_S,
         tracebacks: bool = True,
+        allow_eval: bool = False,
     ) -> None:
         self.msg_conn = msg_conn
         self.cookie_secret = cookie_secret
@@ -70,6 +76,7 @@ class Application:
         self.grace_s = grace_s
         self.tracebacks = tracebacks
         self.routes = RouteTable()
+        self.management = Management(self, self._leave, allow_eval=allow_eval)
         # Whatever handlers share between requests, by name; mesh clients are kept here too.
         self.resources = Resources()
         # Greenlets that outlive the request that caused them; joined when the application stops.
@@ -115,6 +122,18 @@ class Application:
             return function
 
         return decorate
+
+    @overload
+    def command(self, function: F) -> F: ...
+    @overload
+    def command(self, function: str) -> Callable[[F], F]: ...
+    def command(self, function: F | str) -> F | Callable[[F], F]:
+        """Register a command, as a decorator: ``@application.command`` or ``@application.command('name')``.
+
+        It is for those who manage the service (``Client.manage``). Raises RouteCollision when the name is
+        taken.
+        """
+        return self.management.command(function)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -178,7 +197,9 @@ class Application:
 
     def deliver(self, delivery: Delivery) -> bool:
         """Answer one request to this service; False when its handler failed."""
-        return answer(delivery, self._respond, tracebacks=self.tracebacks)
+        if delivery.target.startswith(MANAGEMENT):
+            return self.management.answer(delivery, tracebacks=self.tracebacks)
+        return self.management.note(answer(delivery, self._respond, tracebacks=self.tracebacks))
 
     def handle_response(self, response: ServiceResponse) -> Any:
         """Run our own handler for a reply, if there is one; return what it returned."""
@@ -216,6 +237,13 @@ class Application:
             return ServiceResponse(body=self.describe())
         response: ServiceResponse = self.answer(RouteKind.SERVICE, request)
         return response
+
+    def _leave(self) -> None:
+        """End as told by a command: ``run`` returns; without one it is closed, in a greenlet of its own."""
+        if self._lifetime.is_running:
+            self._lifetime.stop()
+        else:
+            gevent.spawn(self.close)
 
     def _handle_guarded(self, response: ServiceResponse) -> None:
         try:

@@ -9,12 +9,13 @@ from typing import Any, Self, cast
 
 from gevent.event import AsyncResult, Event
 from gevent.hub import get_hub
+from gevent.queue import SimpleQueue
 from greenlet import getcurrent, greenlet
 
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import ClientConnection
 from butler_mesh.errors import DeadlineExceeded, UsageError
-from butler_mesh.messages import Body, ServiceResponse, decode_response
+from butler_mesh.messages import WID, Body, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
 from butler_mesh.status import CANCELLED, INSTANCE_LOST
 
@@ -99,6 +100,61 @@ class LazyResponse:
         if not self._result.ready() and self._connection is not None:
             self._connection.cancel(self._call)
             self._result.set(ServiceResponse(499, "cancelled by its caller", path=self._path))
+
+
+class Answers:
+    """An iterator over the answers to a command: (wid, response) of each instance, in the order they come.
+
+    What the mesh itself says of an instance (that it was lost just now) is not an answer, and passed over; at
+    the end the failure of the whole is raised, as NotFound where nobody was there to be asked.
+    """
+
+    def __init__(self, path: str, owner: object = None) -> None:
+        self._path = path
+        # The client: it closes when nobody holds it.
+        self._owner = owner
+        self._arrived: SimpleQueue[tuple[int, int, int, bytes]] = SimpleQueue()
+        self._connection: ClientConnection | None = None
+        self._call: Any = None
+        self._is_over = False
+
+    def bind(self, connection: ClientConnection, call: Any) -> None:
+        """Remember what ``close`` is to cancel."""
+        self._connection, self._call = connection, call
+
+    def on_reply(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
+        """Take an answer, or the end (the engine's ``on_reply``)."""
+        self._arrived.put((kind, status, flags, envelope))
+
+    def __iter__(self) -> Iterator[tuple[str, ServiceResponse]]:
+        return self
+
+    def __next__(self) -> tuple[str, ServiceResponse]:
+        """Return the next answer, whatever its status."""
+        while not self._is_over:
+            kind, status, flags, envelope = self._arrived.get()
+            self._is_over = kind == FINAL
+            response = decode_response(status, flags, envelope, self._path)
+            wid = response.headers.get(WID, "")
+            if wid:
+                return wid, response
+            if self._is_over:
+                response.raise_for_status()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Want no more."""
+        if not self._is_over and self._connection is not None:
+            self._is_over = True
+            self._connection.cancel(self._call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class _Parts:

@@ -14,9 +14,9 @@ import gevent
 from gevent.hub import get_hub
 
 from butler_mesh import deadlines, status, tracing
-from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
+from butler_mesh.calls import STREAM_WINDOW, Answers, LazyResponse, ResponseStream, Waiter
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.base import ClientConnection, OnReply
+from butler_mesh.connections.base import ALL, ClientConnection, OnReply
 from butler_mesh.connections.registry import connect_client
 from butler_mesh.errors import Closed, UsageError, WrongThread
 from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response, encode_request
@@ -31,6 +31,8 @@ RETRY_IDEMPOTENT = RETRY_STATUSES | {status.INSTANCE_LOST}
 """May have run: a retry is sound for requests declared idempotent."""
 MIN_PAUSE_S = 0.1
 """Before a retry where the far side asks for less: a queue that is full now is not empty at once."""
+MANAGE_TIMEOUT_S = 2.0
+"""For answers to a command: those who are well give one at once."""
 DRAIN_S = 5.0
 EXIT_DRAIN_S = 1.0
 
@@ -267,6 +269,43 @@ class Client:
         response = self.request(service, path, method="options", timeout=timeout, idempotent=True)
         response.raise_for_status()
         return response.body
+
+    # --- management ---------------------------------------------------------------------------
+
+    def manage(
+        self,
+        service: str | None,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        wid: str | None = None,
+        timeout: float = MANAGE_TIMEOUT_S,
+    ) -> Answers:
+        """Send a command to every instance of a service, or to that of a ``wid``; return an iterator over
+        (wid, response), in the order they answer.
+
+        All have ``ping``, ``stats`` and ``kill``; ``arguments`` are those of the command's function. A
+        command reaches an instance also when it takes no more requests. Over ``amqp://`` nobody knows how
+        many there are: the iterator ends when ``timeout`` seconds have passed. Raises (at its end) NotFound
+        where there is no such service or instance, DeadlineExceeded where nobody has answered.
+        """
+        target = service or self.service
+        if not target and not wid:
+            raise UsageError("a command is for a service, or for one instance by its wid")
+        request = ServiceRequest(f"/{command}", arguments=arguments)
+        _, envelope, flags = self._prepare(target, request)
+        deadline = deadlines.deadline_for(_finite(timeout), monotonic())
+        answers, connection = Answers(request.path, self), self._connect()
+        call = connection.submit(
+            target or "",
+            envelope,
+            deadline=deadline,
+            flags=flags,
+            on_reply=answers.on_reply,
+            scope=wid or ALL,
+        )
+        answers.bind(connection, call)
+        return answers
 
     # --- life ---------------------------------------------------------------------------------
 

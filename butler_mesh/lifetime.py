@@ -29,6 +29,8 @@ class Lifetime:
 
     def __init__(self) -> None:
         self._stop = Event()
+        # Whether ``stop`` would end something.
+        self.is_running = False
 
     def run(self, start: Callable[[], object], close: Callable[[], object]) -> None:
         """Start, wait for ``stop``, SIGTERM or SIGINT, close. A second signal ends the process at once,
@@ -37,6 +39,7 @@ class Lifetime:
         In threads other than the main one signals are left alone.
         """
         self._stop.clear()
+        self.is_running = True
         is_main = threading.current_thread() is threading.main_thread()
         if is_main:
             if not Lifetime._running:
@@ -51,6 +54,7 @@ class Lifetime:
             start()
             self._stop.wait()
         finally:
+            self.is_running = False
             try:
                 close()
             finally:

@@ -19,6 +19,9 @@ Body = Any
 
 DEFAULT_METHOD = "request"
 
+WID = "Wid"
+"""The header of an answer to a command: whose it is."""
+
 # Made once: a union written out in a call is made anew by each.
 _BYTES = (bytes, bytearray, memoryview)
 _ARRAY = (list, tuple)

@@ -40,10 +40,11 @@ def answer(
     *,
     tracebacks: bool = True,
     frames: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> bool:
     """Decode a delivery, let ``handle`` make the response, send it or what it raised; False for that.
 
-    With ``frames`` request and reply are nothing but those.
+    With ``frames`` request and reply are nothing but those. ``headers`` go with whatever is sent.
     """
     try:
         request = (decode_frames if frames else decode_request)(delivery.envelope, delivery.flags)
@@ -55,9 +56,12 @@ def answer(
     if trace:
         tracing.current.set(trace)
     try:
-        send_response(delivery, handle(request), frames=frames)
+        response = handle(request)
+        if headers:
+            response.headers = {**response.headers, **headers}
+        send_response(delivery, response, frames=frames)
     except BaseException as error:
-        send_failure(delivery, error, tracebacks=tracebacks)
+        send_failure(delivery, error, tracebacks=tracebacks, headers=headers)
         return False
     return True
 
@@ -125,7 +129,13 @@ class _Rest:
         self.value = yield from self._parts
 
 
-def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool = True) -> None:
+def send_failure(
+    delivery: Delivery,
+    error: BaseException,
+    *,
+    tracebacks: bool = True,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     """Answer for an exception that the handler let out.
 
     A RequestFailed that the handler raised is its status; anything else is 500 with type, message and
@@ -135,13 +145,13 @@ def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool =
     if isinstance(error, Stopped):
         raise error
     if isinstance(error, RequestFailed) and _is_own(error):
-        headers = dict(error.headers)
+        headers = {**error.headers, **(headers or {})}
         if error.retry_after_s is not None:
             headers["Retry-After"] = f"{error.retry_after_s:g}"
         try:
             send_reply(delivery, error.status, error.body, error.message, headers)
         except NotSerializable:
-            send_reply(delivery, error.status, None, _clean(error.message))
+            send_reply(delivery, error.status, None, _clean(error.message), headers)
         return
     _log.error("handler-failed %.200r", delivery.target, exc_info=error)
     kind = error.type if isinstance(error, RemoteError) and error.type else type(error).__name__
@@ -150,7 +160,7 @@ def send_failure(delivery: Delivery, error: BaseException, *, tracebacks: bool =
     if tracebacks:
         text = "".join(traceback.format_exception(error))
         details["traceback"] = _clean(text[-MAX_TRACEBACK:])
-    envelope, flags = encode_response(None, f"{kind}: {message}", None, details)
+    envelope, flags = encode_response(None, f"{kind}: {message}", headers, details)
     delivery.reply(status.SERVER_ERROR, envelope, flags=flags)
 
 

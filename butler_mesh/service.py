@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+import gevent
 from gevent.event import AsyncResult
 from gevent.queue import Empty, SimpleQueue
 
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.base import Delivery, InstanceConnection
+from butler_mesh.connections.base import MANAGEMENT, Delivery, InstanceConnection
 from butler_mesh.connections.registry import connect_instance
 from butler_mesh.errors import (
     BadArguments,
@@ -24,6 +25,7 @@ from butler_mesh.errors import (
     UsageError,
 )
 from butler_mesh.lifetime import GRACE_S, Lifetime
+from butler_mesh.management import Management
 from butler_mesh.messages import DEFAULT_METHOD, ServiceRequest, ServiceResponse
 from butler_mesh.protocol.instance import CREDIT
 from butler_mesh.replies import answer
@@ -49,7 +51,8 @@ class Service:
 
     ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home. With a
     ``passphrase`` only clients that have the same one are served: others get 401. A ``durable`` service
-    (``amqp://``) also serves the requests that a broker has stored for it, each at least once.
+    (``amqp://``) also serves the requests that a broker has stored for it, each at least once. With
+    ``allow_eval`` whoever may send it a command may have any Python expression evaluated in it.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Service:
         passphrase: str | bytes | None = None,
         pooled_greenlets: bool = True,
         durable: bool = False,
+        allow_eval: bool = False,
     ) -> None:
         self._target = Target(address)
         self.name = name or self._target.service
@@ -81,6 +85,7 @@ class Service:
             "durable": durable,
         }
         self._functions: dict[str, Callable[..., Any]] = {}
+        self.management = Management(self, self._leave, allow_eval=allow_eval)
         self._connection: InstanceConnection | None = None
         self._pid = 0
         # The router of the brokerless form, which this service owns.
@@ -143,7 +148,24 @@ class Service:
             if not name.startswith("_"):
                 self.register_function(getattr(obj, name), name)
 
+    @overload
+    def command(self, function: F) -> F: ...
+    @overload
+    def command(self, function: str) -> Callable[[F], F]: ...
+    def command(self, function: F | str) -> F | Callable[[F], F]:
+        """Register a command, as a decorator: ``@service.command`` or ``@service.command('name')``.
+
+        It is for those who manage the service (``Client.manage``), and runs beside its requests, also where
+        all credit is used up. Raises RouteCollision when the name is taken.
+        """
+        return self.management.command(function)
+
     # --- life ---------------------------------------------------------------------------------
+
+    @property
+    def wid(self) -> str:
+        """The name of this instance, which no other has; '' until it was started."""
+        return self.management.wid
 
     def start(self) -> Self:
         """Register and answer in the background; returns the service."""
@@ -159,6 +181,7 @@ class Service:
             if not self.name and not paths:
                 raise UsageError("a service needs a name, or functions whose paths it answers")
             self._connection = connect_instance(self._target.resolve(), self.name, paths, **self._options)
+            self.management.wid = self._connection.wid
             self._connection.serve(self._deliver)
         return self
 
@@ -231,7 +254,17 @@ class Service:
     # --- requests -----------------------------------------------------------------------------
 
     def _deliver(self, delivery: Delivery) -> bool:
-        return answer(delivery, self._respond, tracebacks=self.tracebacks, frames=self._takes_frames)
+        if delivery.target.startswith(MANAGEMENT):
+            return self.management.answer(delivery, tracebacks=self.tracebacks)
+        is_well = answer(delivery, self._respond, tracebacks=self.tracebacks, frames=self._takes_frames)
+        return self.management.note(is_well)
+
+    def _leave(self) -> None:
+        """End as told by a command: ``run`` returns; without one it is closed, in a greenlet of its own."""
+        if self._lifetime.is_running:
+            self._lifetime.stop()
+        else:
+            gevent.spawn(self.close)
 
     def _respond(self, request: ServiceRequest) -> ServiceResponse:
         if self._inbox is not None:

@@ -53,6 +53,7 @@ class ServiceConnection:
         if not self.service and not paths:
             raise UsageError("a service needs a name, or routes that begin with a path")
         self._connection = connect_instance(self._target.resolve(), self.service, paths, **self._options)
+        application.management.wid = self._connection.wid
         self._connection.serve(application.deliver)
 
     def wait_until_registered(self, timeout: float) -> bool:

@@ -80,6 +80,7 @@ FLOORS: dict[str, float] = {
     "resources": 6.1,
     "rpc": 6.1,
     "replies": 6.1,
+    "management": 6.9,
     "handlers": 7,
     "router": 7,
     "client": 7.1,

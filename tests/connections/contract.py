@@ -487,7 +487,7 @@ class Contract:
         call = Call(engine.client(), b"", scope=ALL, within_s=1.0)
         assert call.status == 200
         assert call.parts == [named.wid.encode()]
-        wait_for(lambda: silent.stopped == [504])
+        wait_for(lambda: len(silent.stopped) == 1)
 
     def test_a_command_that_is_cancelled_is_not_heard_of_again(self, engine: Engine) -> None:
         gates = [Gate(), Gate()]

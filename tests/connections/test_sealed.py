@@ -219,6 +219,8 @@ def test_a_request_that_was_sealed_for_another_service_is_refused(target: str, i
     seal, handlers = Seal(SHARED), []
 
     class Inner:
+        wid = "svc-here-0123456789"
+
         serve = staticmethod(handlers.append)
 
     ran: list[Delivery] = []
