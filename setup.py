@@ -50,7 +50,12 @@ setup(
             "orjson>=3.10",  # the other codec, tested side by side with ujson
         ],
     },
-    entry_points={"console_scripts": ["butler-mesh = butler_mesh.cli.main:main"]},
+    entry_points={
+        "console_scripts": [
+            "butler-mesh = butler_mesh.cli.main:main",
+            "arpc_msg_sender.py = butler_mesh.compat.arpc.msg_sender:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",

@@ -83,6 +83,14 @@ class Client:
         """Whether it has a passphrase."""
         return self._options["seal"] is not None
 
+    @property
+    def raw(self) -> Any:
+        """pika's connection, for an ``amqp://`` address and while there is one; else None.
+
+        It is shared with every call: open channels of your own, and run nothing that blocks in its callbacks.
+        """
+        return None if self._connection is None else self._connection.raw
+
     # --- requests -----------------------------------------------------------------------------
 
     def request(

@@ -163,6 +163,11 @@ class Service:
     # --- life ---------------------------------------------------------------------------------
 
     @property
+    def raw(self) -> Any:
+        """pika's connection, for an ``amqp://`` address and while there is one; else None."""
+        return None if self._connection is None else self._connection.raw
+
+    @property
     def wid(self) -> str:
         """The name of this instance, which no other has; '' until it was started."""
         return self.management.wid

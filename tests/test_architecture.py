@@ -116,6 +116,11 @@ FLOORS: dict[str, float] = {
     # Faces stand on the public names, which are one floor below them.
     "__init__": 10.9,
     "compat": 11,
+    "compat.arpc.operations": 11,
+    "compat.arpc.server": 11.1,
+    "compat.arpc.caller": 11.1,
+    "compat.arpc.msg_sender": 11.2,
+    "compat.arpc.mq": 11.2,
     "compat.majortomo.error": 11,
     "compat.majortomo.client": 11.1,
     "compat.majortomo.worker": 11.1,

@@ -111,6 +111,10 @@ class AmqpClient(ClientConnection):
 
     # --- what callers do ----------------------------------------------------------------------
 
+    @property
+    def raw(self) -> Connection | None:
+        return self._link.connection
+
     def submit(
         self,
         target: str,

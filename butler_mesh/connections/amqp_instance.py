@@ -122,6 +122,10 @@ class AmqpInstance(InstanceConnection):
         return bool(self._registered.wait(timeout_s))
 
     @property
+    def raw(self) -> Connection | None:
+        return self._link.connection
+
+    @property
     def unsent_bytes(self) -> int:
         """What has been written and is not with the kernel yet."""
         connection = self._link.connection

@@ -28,6 +28,11 @@ class ClientConnection(ABC):
     can_store: bool = False
     """Whether DURABLE one-way requests may be submitted: their FINAL is 202 when they are safely stored."""
 
+    @property
+    def raw(self) -> Any:
+        """The driver's own connection, where there is one and it is open; None elsewhere."""
+        return None
+
     @abstractmethod
     def submit(
         self,
@@ -99,6 +104,11 @@ class InstanceConnection(ABC):
 
     wid: str
     """The instance's name, which no other has."""
+
+    @property
+    def raw(self) -> Any:
+        """The driver's own connection, where there is one and it is open; None elsewhere."""
+        return None
 
     @abstractmethod
     def serve(self, handler: Handler) -> None:

@@ -40,6 +40,10 @@ class SealedClient(ClientConnection):
         self._seal = seal
         self._clock = clock
 
+    @property
+    def raw(self) -> Any:
+        return self._inner.raw
+
     def submit(
         self,
         target: str,
@@ -171,6 +175,10 @@ class SealedInstance(InstanceConnection):
             return True
 
         self._inner.serve(guarded)
+
+    @property
+    def raw(self) -> Any:
+        return self._inner.raw
 
     def _open(self, delivery: Delivery) -> tuple[bytes, int, str]:
         targets = [delivery.target]

@@ -1,0 +1,69 @@
+"""AMQPOperations: where the broker is, and what is asked of it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol, Self
+from urllib.parse import quote
+
+from butler_mesh import Client
+
+ADDRESS = "BUTLER_MESH_AMQP"
+"""Where the broker is, for programs that do not say: ``amqp://user@host/vhost``, or any address of a mesh."""
+
+
+class Codec(Protocol):
+    """How documents travel that are not JSON: ``pickle``, ``marshal`` or ``msgpack`` would do."""
+
+    def dumps(self, document: Any, /) -> bytes: ...
+    def loads(self, data: bytes, /) -> Any: ...
+
+
+class AMQPOperations:
+    """Where the broker is, and what is asked of it. Callers made with one share its connection.
+
+    ``useack`` and ``persistent`` together make requests without replies survive broker and worker: they are
+    stored until a worker has served them. Else they are sent at most once, as calls always are.
+    ``address`` (any of the mesh's) goes before host, user and vhost; without one of these the environment's
+    ``BUTLER_MESH_AMQP`` counts.
+    """
+
+    def __init__(
+        self,
+        host: str = "",
+        userid: str = "guest",
+        password: str = "guest",
+        virtual_host: str = "/",
+        *,
+        useack: bool = False,
+        persistent: bool = False,
+        address: str = "",
+    ) -> None:
+        if host:
+            user = f"{quote(userid, safe='')}:{quote(password, safe='')}"
+            vhost = "" if virtual_host == "/" else f"/{quote(virtual_host, safe='')}"
+            address = address or f"amqp://{user}@{host}{vhost}"
+        self.address = address or os.environ.get(ADDRESS) or "amqp://guest@localhost"
+        self.useack = useack
+        self.persistent = persistent
+        self.client = Client(self.address)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether requests without replies are stored."""
+        return self.useack and self.persistent and self.address.startswith("amqp")
+
+    @property
+    def raw(self) -> Any:
+        """pika's connection, when there is one."""
+        return self.client.raw
+
+    def close(self) -> None:
+        """Close the connection of the callers, when what they sent has arrived."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
