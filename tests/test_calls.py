@@ -10,7 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from butler_mesh.calls import STREAM_WINDOW, LazyResponse, ResponseStream, Waiter
+from butler_mesh.calls import STREAM_WINDOW, Answers, LazyResponse, ResponseStream, Waiter
 from butler_mesh.errors import BadRequest, DeadlineExceeded, InstanceLost, RemoteError
 from butler_mesh.messages import encode_response
 from butler_mesh.protocol.mesh import FINAL, PARTIAL
@@ -387,3 +387,49 @@ def test_a_stream_that_is_closed_before_it_begins_says_so() -> None:
     gevent.sleep(0)
     stream.close()
     assert waiting.get(timeout=5.0).status_code == 499
+
+
+# --- the answers to a command ------------------------------------------------------------------------
+
+
+def answer(wid: str, kind: int = PARTIAL, code: int = 200) -> tuple[int, int, int, bytes]:
+    envelope, flags = encode_response(wid.upper(), headers={"Wid": wid})
+    return kind, code, flags, envelope
+
+
+def test_answers_are_given_with_whose_they_are_whatever_their_status() -> None:
+    answers = Answers("/ping")
+    for reply in (answer("a"), answer("b", code=500), final()):
+        answers.on_reply(*reply)
+    assert [(wid, response.status_code, response.body) for wid, response in answers] == [
+        ("a", 200, "A"),
+        ("b", 500, "B"),
+    ]
+    assert list(answers) == []
+
+
+def test_what_the_mesh_says_of_an_instance_is_no_answer_and_its_last_word_is_raised() -> None:
+    answers = Answers("/ping")
+    for reply in (part("lost"), answer("a"), final(502)):
+        answers.on_reply(*reply)
+    assert next(answers)[0] == "a"
+    with pytest.raises(InstanceLost):
+        next(answers)
+    assert list(answers) == []
+
+
+def test_the_only_answer_may_be_the_last() -> None:
+    answers = Answers("/ping")
+    answers.on_reply(*answer("a", FINAL))
+    assert [wid for wid, _ in answers] == ["a"]
+
+
+def test_answers_that_are_closed_are_cancelled_once() -> None:
+    connection, call = FakeConnection(), object()
+    answers = Answers("/ping")
+    answers.bind(connection, call)  # type: ignore[arg-type]
+    with answers:
+        answers.on_reply(*answer("a"))
+    answers.close()
+    assert connection.cancelled == [call]
+    assert list(answers) == []

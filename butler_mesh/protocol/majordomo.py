@@ -252,7 +252,12 @@ class Majordomo:
 
     def _ready(self, door: Door, routing_id: bytes, message: mdp.WorkerCommand, now: float) -> None:
         name = bytes(message.rest[0]) if len(message.rest) == 1 else b""
-        if not self._accepts_workers or not name or len(name) > 255 or name.startswith((b"mmi.", b"/")):
+        if (
+            not self._accepts_workers
+            or not name
+            or len(name) > 255
+            or name.startswith((b"mmi.", b"mgt.", b"/"))
+        ):
             self._counters.add("refused.ready")
             self._send_away(door, routing_id, message.dialect)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.base import ALL
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
 
 
@@ -39,3 +40,25 @@ def test_a_known_owner_is_asked_first_and_the_others_if_it_is_gone() -> None:
 @pytest.mark.parametrize(("target", "queue"), [("svc", "svc:durable"), ("/a", ""), ("x" * 250, "")])
 def test_what_is_to_be_stored_has_a_queue_of_its_own(target: str, queue: str) -> None:
     assert routed(target, DURABLE | ONE_WAY)[0] == queue
+
+
+@pytest.mark.parametrize(
+    ("target", "scope", "key"),
+    [
+        ("mgt.svc", ALL, "mesh.svc"),
+        ("mgt.svc-here-0123456789", "svc-here-0123456789", "mesh.mgt.svc-here-0123456789"),
+    ],
+)
+def test_a_command_goes_to_the_queues_that_instances_have_of_their_own(
+    target: str, scope: str, key: str
+) -> None:
+    call = Call("me.1", target, b"", 0, 0.0, lambda *reply: None)
+    call.scope = scope
+    call.route()
+    assert call.address == ("amq.direct", key)
+
+
+def test_a_request_goes_to_the_queue_of_its_service() -> None:
+    call = Call("me.1", "svc", b"", 0, 0.0, lambda *reply: None)
+    call.route()
+    assert call.address == ("", "svc")

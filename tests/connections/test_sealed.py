@@ -182,6 +182,32 @@ def test_a_part_that_was_left_out_ends_the_stream() -> None:
     ]
 
 
+def test_of_many_answers_to_one_command_each_has_its_own_seal() -> None:
+    """One that has none is passed over, unless it says that something did not work; the rest is believed."""
+    seal, nonce = Seal(SHARED), "2" * 32
+    seen: list[tuple[int, int, bytes]] = []
+    opener = _Opener(
+        seal,
+        nonce,
+        lambda kind, code, flags, envelope: seen.append((kind, code, envelope)),
+        is_gathering=True,
+    )
+    for n in range(2):
+        envelope, flags = seal.close_reply(nonce, 0, 200, b'{"body":%d}' % n, 0, final=True)
+        opener(PARTIAL, 200, flags, envelope)
+        opener(PARTIAL, 200, 0, b'{"body":"forged"}')
+    other, flags = seal.close_reply("3" * 32, 0, 200, b'{"body":"to another"}', 0, final=True)
+    opener(PARTIAL, 200, flags, other)
+    opener(PARTIAL, 502, 0, b'{"message":"lost","body":"forged"}')
+    opener(FINAL, 200, 0, b"{}")
+    assert seen == [
+        (PARTIAL, 200, b'{"body":0}'),
+        (PARTIAL, 200, b'{"body":1}'),
+        (PARTIAL, 502, b'{"message":"lost"}'),
+        (FINAL, 200, b"{}"),
+    ]
+
+
 def test_an_unsealed_request_of_bytes_is_401_as_well(mesh: Mesh, ran: list[Any]) -> None:
     assert send_raw(mesh.client(), "svc", b"no envelope at all").status_code == 401
     assert ran == []

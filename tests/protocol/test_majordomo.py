@@ -561,7 +561,7 @@ def test_a_service_that_was_only_asked_for_or_has_left_is_404(wires: Wires, clie
 @each_dialect
 @pytest.mark.parametrize(
     "rest",
-    [[], [b""], [b"echo", b"more"], [b"mmi.service"], [b"mmi.mine"], [b"/path"], [b"x" * 256]],
+    [[], [b""], [b"echo", b"more"], [b"mmi.service"], [b"mmi.mine"], [b"mgt.mine"], [b"/path"], [b"x" * 256]],
     ids=repr,
 )
 def test_a_ready_without_a_fit_name_is_answered_disconnect(
