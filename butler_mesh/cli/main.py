@@ -12,6 +12,7 @@ from butler_mesh.cli.dlq import dlq
 from butler_mesh.cli.doctor import doctor
 from butler_mesh.cli.manage import kill, ping, stats
 from butler_mesh.cli.router import router
+from butler_mesh.cli.send import send
 from butler_mesh.cli.serve import serve
 from butler_mesh.cli.terminal import Refusal
 
@@ -73,6 +74,7 @@ def main() -> None:
 main.add_command(router)
 main.add_command(serve)
 main.add_command(call)
+main.add_command(send)
 main.add_command(ping)
 main.add_command(stats)
 main.add_command(kill)
