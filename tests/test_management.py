@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import gevent
@@ -274,6 +275,40 @@ def test_nobody_answering_in_time_is_DeadlineExceeded(mesh: Mesh) -> None:
     mesh.join(service)
     with pytest.raises(DeadlineExceeded):
         list(mesh.client().manage("svc", "sleep", timeout=0.1))
+
+
+def test_behind_several_routers_each_instance_answers_once(stack: ExitStack) -> None:
+    routers = [stack.enter_context(Router(register_grace_s=0.0)) for _ in range(2)]
+    endpoints = [router.bind(ANY_PORT) for router in routers]
+    services = [join(stack, Service(endpoints, "svc", grace=0.1)) for _ in range(2)]
+    wids = sorted(service.wid for service in services)
+    for endpoint in endpoints:
+        ask = partial(stack.enter_context(Client(endpoint)).request, "mmi.instances", body="svc")
+        wait_for(lambda ask=ask: ask().body == wids)
+    client = stack.enter_context(Client(endpoints))
+    assert sorted(wid for wid, _ in client.manage("svc", "ping")) == wids
+
+
+def test_an_application_that_is_told_to_ends(mesh: Mesh) -> None:
+    connection = ServiceConnection(mesh.endpoint, "app")
+    application = Application(connection, [("^/x$", ServiceMessageHandler)], grace_s=1.0)
+    running = gevent.spawn(application.run)
+    wait_for(lambda: bool(application.management.wid) and connection.wait_until_registered(10.0))
+    assert [wid for wid, _ in mesh.client().manage("app", "kill")] == [application.management.wid]
+    running.join(10.0)
+    assert running.successful()
+
+
+def test_a_service_of_frames_and_one_that_is_read_by_hand_answer_commands_too(mesh: Mesh) -> None:
+    frames = Service(mesh.endpoint, "frames", frames=True, grace=0.1)
+    frames.register_function(lambda *parts: list(parts), "/")
+    mesh.join(frames)
+    by_hand = Service(mesh.endpoint, "hand", grace=0.1)
+    assert by_hand.recv(timeout=0.01) is None
+    mesh.join(by_hand)
+    client = mesh.client()
+    for service in (frames, by_hand):
+        assert [wid for wid, _ in client.manage(service.name, "ping")] == [service.wid]
 
 
 def test_a_command_is_for_somebody(mesh: Mesh) -> None:

@@ -394,7 +394,8 @@ class RouterProtocol:
         _, flags, id_, _, payload, attached = record
         target, _, offset = mesh.split_target(payload, flags)
         if not mesh.is_management(payload):
-            if attached is not None or len(payload) - offset > MAX_MMI_BYTES:
+            size = len(payload) - offset if attached is None else len(attached)
+            if size > MAX_MMI_BYTES:
                 client.refuse(id_, mesh.pack_failure(status.TOO_LARGE, f"over {MAX_MMI_BYTES} bytes"))
             elif not flags & ONE_WAY:
                 self._introspect(client, id_, target, payload[offset:])
