@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from butler_mesh.application import Application as Application
     from butler_mesh.client import Client as Client
+    from butler_mesh.connections.registry import connect_queues as connect_queues
     from butler_mesh.errors import register_error as register_error
     from butler_mesh.handlers import MessageHandler as MessageHandler
     from butler_mesh.handlers import ServiceMessageHandler as ServiceMessageHandler
@@ -51,6 +52,7 @@ _HOMES = {
     "Sink": "sink",
     "WSGIConnection": "web.wsgi",
     "WebMessageHandler": "web.handlers",
+    "connect_queues": "connections.registry",
     "coro_sleep": "service_client",
     "load_jinja2_env": "web.templating",
     "register_error": "errors",

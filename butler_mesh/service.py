@@ -52,7 +52,8 @@ class Service:
     ``credit`` is how many requests run at once, ``tracebacks=False`` keeps tracebacks at home. With a
     ``passphrase`` only clients that have the same one are served: others get 401. A ``durable`` service
     (``amqp://``) also serves the requests that a broker has stored for it, each at least once. With
-    ``allow_eval`` whoever may send it a command may have any Python expression evaluated in it.
+    ``allow_eval`` whoever may send it a command may have any Python expression evaluated in it. With
+    ``independent`` the brokers of its address are no cluster: it serves all of them at once.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Service:
         pooled_greenlets: bool = True,
         durable: bool = False,
         allow_eval: bool = False,
+        independent: bool = False,
     ) -> None:
         self._target = Target(address)
         self.name = name or self._target.service
@@ -83,6 +85,7 @@ class Service:
             "seal": seal_of(passphrase),
             "pooled_greenlets": pooled_greenlets,
             "durable": durable,
+            "independent": independent,
         }
         self._functions: dict[str, Callable[..., Any]] = {}
         self.management = Management(self, self._leave, allow_eval=allow_eval)

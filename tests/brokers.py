@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pika
@@ -38,10 +39,14 @@ def free_port() -> int:
 class Broker:
     """One node. ``start`` and ``stop`` (or ``kill``) may alternate: its ports and its data stay."""
 
-    def __init__(self, home: Path, lines: str = "") -> None:
+    def __init__(
+        self, home: Path, lines: str = "", *, port: int = 0, user: str = USER, password: str = ""
+    ) -> None:
         self.home = home
         self.port, self._distribution_port, self._epmd_port = (free_port() for _ in range(3))
-        self.password = secrets.token_hex(8)
+        self.port = port or self.port
+        self.user = user
+        self.password = password or secrets.token_hex(8)
         self._process: subprocess.Popen[bytes] | None = None
         home.joinpath("home").mkdir(parents=True)
         # The cookie is what lets rabbitmqctl in.
@@ -52,9 +57,9 @@ class Broker:
         home.joinpath("advanced.config").write_text("[].")
         home.joinpath("rabbitmq.conf").write_text(
             f"""listeners.tcp.1 = 127.0.0.1:{self.port}
-default_user = {USER}
+default_user = {user}
 default_pass = {self.password}
-loopback_users.{USER} = true
+loopback_users.{user} = true
 log.console = true
 log.file = false
 vm_memory_high_watermark.absolute = 1GB
@@ -65,7 +70,7 @@ disk_free_limit.absolute = 50MB
     @property
     def endpoint(self) -> str:
         """Where it listens, with user and password."""
-        return f"amqp://{USER}:{self.password}@127.0.0.1:{self.port}"
+        return f"amqp://{self.user}:{self.password}@127.0.0.1:{self.port}"
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -136,7 +141,7 @@ disk_free_limit.absolute = 50MB
 
     def connect(self) -> pika.BlockingConnection:
         """Return a connection that does not know of gevent: for some milliseconds, with the hub waiting."""
-        credentials = pika.PlainCredentials(USER, self.password)
+        credentials = pika.PlainCredentials(self.user, self.password)
         return pika.BlockingConnection(
             pika.ConnectionParameters("127.0.0.1", self.port, credentials=credentials)
         )
@@ -170,14 +175,14 @@ disk_free_limit.absolute = 50MB
 
 
 @contextmanager
-def running_broker(home: Path, lines: str = "") -> Iterator[Broker]:
+def running_broker(home: Path, lines: str = "", **options: Any) -> Iterator[Broker]:
     """Run a node; without RabbitMQ skip the test, or fail where CI=true says that nothing may be skipped."""
     if not (BIN / "rabbitmq-server").exists() or shutil.which("epmd") is None:
         reason = "needs RabbitMQ: apt-get install rabbitmq-server"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    broker = Broker(home, lines)
+    broker = Broker(home, lines, **options)
     broker.start()
     try:
         yield broker

@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from butler_mesh.addresses import Address
 from butler_mesh.connections.base import MANAGEMENT, ClientConnection, InstanceConnection
 from butler_mesh.connections.engine import MeshClient, MeshInstance
 from butler_mesh.connections.node import RouterNode
 from butler_mesh.connections.sealed import SealedClient, SealedInstance
+from butler_mesh.connections.several import SeveralInstances
 from butler_mesh.errors import AddressError, UsageError
 from butler_mesh.sealing import Seal
+
+if TYPE_CHECKING:
+    from butler_mesh.connections.amqp_foreign import ForeignQueues
 
 _ENGINES = {
     "tcp": "butler_mesh.connections.zeromq",
@@ -44,9 +48,12 @@ def connect_instance(
     *,
     seal: Seal | None = None,
     durable: bool = False,
+    independent: bool = False,
     **options: Any,
 ) -> InstanceConnection:
     """Open the service side of the routers an address names, or of a router in this process.
+
+    The brokers of an ``independent`` list do not know of each other: each is read.
 
     Raises UsageError for a name that is the router's own, and for ``durable`` where nothing is stored.
     """
@@ -58,9 +65,29 @@ def connect_instance(
         options["durable"] = True
     if isinstance(target, RouterNode):
         connection: InstanceConnection = MeshInstance([target.dial], service, paths, **options)
+    elif independent and target.scheme in ("amqp", "amqps"):
+        engine = _engine(target)
+        connection = SeveralInstances(
+            [engine.instance([endpoint], service, paths, **options) for endpoint in target.endpoints]
+        )
     else:
         connection = _engine(target).instance(target.endpoints, service, paths, **options)
+    # Around all of them, so that what one has taken is a repetition at the others.
     return connection if seal is None else SealedInstance(connection, seal, service, paths)
+
+
+def connect_queues(address: str, exchange: str, **options: Any) -> ForeignQueues:
+    """Open the queues of a broker for messages in the words of another system, as ``ForeignQueues``.
+
+    Raises AddressError for what is no amqp:// address.
+    """
+    parsed = Address.parse(address)
+    if parsed.scheme not in ("amqp", "amqps"):
+        raise AddressError(f"{parsed.scheme}:// has no queues; an amqp:// address is needed")
+    _engine(parsed)
+    from butler_mesh.connections.amqp_foreign import ForeignQueues
+
+    return ForeignQueues(parsed.endpoints, exchange, **options)
 
 
 def _engine(address: Address) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from butler_mesh.addresses import Address
 from butler_mesh.connections.base import ClientConnection, InstanceConnection
 from butler_mesh.connections.node import RouterNode
-from butler_mesh.connections.registry import connect_client, connect_instance
+from butler_mesh.connections.registry import connect_client, connect_instance, connect_queues
 from butler_mesh.errors import AddressError
 from tests.connections.contract import PATIENCE_S, Call, echo
 
@@ -83,3 +83,9 @@ print(sorted(engines & set(sys.modules)))
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["[]", "['butler_mesh.connections.memory']"]
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:5555", "memory://name", "nonsense"])
+def test_only_brokers_have_queues(address: str) -> None:
+    with pytest.raises(AddressError):
+        connect_queues(address, "exchange")
