@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from butler_mesh.handlers import ServiceMessageHandler as ServiceMessageHandler
     from butler_mesh.messages import ServiceRequest as ServiceRequest
     from butler_mesh.messages import ServiceResponse as ServiceResponse
+    from butler_mesh.operations.logging_service import LoggingService as LoggingService
     from butler_mesh.resources import Resource as Resource
     from butler_mesh.router import Router as Router
     from butler_mesh.service import Service as Service
@@ -39,6 +40,7 @@ _HOMES = {
     "Client": "client",
     "Jinja2Rendering": "web.templating",
     "JSONMessageHandler": "web.handlers",
+    "LoggingService": "operations.logging_service",
     "MessageHandler": "handlers",
     "Mongrel2Connection": "web.mongrel2",
     "Resource": "resources",

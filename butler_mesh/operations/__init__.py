@@ -1,0 +1,1 @@
+"""Running a mesh: what operators use, and the core does without."""

@@ -1,0 +1,208 @@
+"""One log file for many processes: each sends its records to one that writes them, by UDP on loopback.
+
+A datagram is one record::
+
+    SIGNATURE   64 hex digits: HMAC-SHA256 over the rest
+    JSON        {"nonce", "time" (s), "name", "level", "message", "exception", "process", "file", "line", ...}
+
+What bears no good signature, came before, or is older than 30 s is dropped. Nothing that is received is ever
+more than data: a record's text is put together by its sender.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import secrets
+import select
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from logging.handlers import DatagramHandler, TimedRotatingFileHandler
+from multiprocessing.context import ForkProcess
+from typing import Any
+
+from butler_mesh import codec
+from butler_mesh.errors import AddressInUse, RequestFailed, UsageError
+from butler_mesh.sealing import BrokenSeal, Nonces
+from butler_mesh.signing import is_signed, sign
+
+SECRET = "BUTLER_MESH_LOG_SECRET"
+"""Environment variable with what sender and server share; ``start_logging_server`` sets it for children."""
+FORMAT = "[%(asctime)s PID:%(process)d]%(levelname)s:%(message)s"
+KEPT = 15
+"""Files of days gone by."""
+HOST = "127.0.0.1"
+MAX_DATAGRAM = 60_000  # bytes; UDP can carry 65 507
+MAX_TEXT = 16 * 1024
+"""Characters of a message, and of a traceback, that are kept; halved until the record fits a datagram."""
+BUFFER = 4 * 1024 * 1024
+"""What the kernel may keep for us while the file is written; over it datagrams are lost, as UDP's are."""
+LOOK_S = 1.0
+"""How often the server looks whether its parent is still there."""
+SIGNATURE_LENGTH = 64
+
+_FIELDS = {
+    "name": "name",
+    "level": "levelno",
+    "process": "process",
+    "process_name": "processName",
+    "thread_name": "threadName",
+    "time": "created",
+    "file": "pathname",
+    "line": "lineno",
+    "function": "funcName",
+}
+"""What a record is called on the wire, and in logging."""
+
+
+class LoggingService:
+    """The server's file and socket, and the two calls that a program makes."""
+
+    def __init__(self, filename: str, listener: socket.socket, secret: str, *, pattern: str = FORMAT) -> None:
+        self._listener = listener
+        self._secret = secret
+        self._nonces = Nonces()
+        self._is_over = False
+        self.file = TimedRotatingFileHandler(filename, when="D", backupCount=KEPT, encoding="utf-8")
+        self.file.setFormatter(logging.Formatter(pattern))
+
+    @classmethod
+    def start_logging_server(
+        cls,
+        filename: str,
+        port: int,
+        after_fork_hook: Callable[[], object] | None = None,
+        *,
+        secret: str = "",
+    ) -> ForkProcess:
+        """Start a process that writes to ``filename`` what comes to ``port`` of loopback; return it.
+
+        A new file is begun each day, 15 old ones are kept. ``after_fork_hook`` runs in that process first.
+        It ends on SIGTERM, with what has come written, and with this process. Without a ``secret`` (or one in
+        BUTLER_MESH_LOG_SECRET) a new one is made, for this process and its children. Raises AddressInUse.
+        """
+        secret = os.environ[SECRET] = secret or os.environ.get(SECRET) or secrets.token_hex(32)
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            # Here and not in the child: whoever starts it is told what is wrong, and may log at once.
+            listener.bind((HOST, port))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            arguments = (filename, listener, secret, after_fork_hook, os.getpid())
+            process = multiprocessing.get_context("fork").Process(
+                target=cls._run, args=arguments, name="logging", daemon=True
+            )
+            with warnings.catch_warnings():
+                # Of threads, whose locks a fork may find locked: the child takes none of them.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+        except OSError as error:
+            raise AddressInUse(f"udp://{HOST}:{port}: {error}") from error
+        finally:
+            listener.close()
+        return process
+
+    @classmethod
+    def init_logging(cls, port: int, level: int = logging.INFO, *, secret: str = "") -> logging.Handler:
+        """Send what this process logs, from ``level`` on, to the server at ``port``; return the handler.
+
+        Forks inherit it. Raises UsageError where no secret is given, by whoever started the server neither.
+        """
+        secret = secret or os.environ.get(SECRET, "")
+        if not secret:
+            raise UsageError(f"no secret: start the server first, or set {SECRET} for both")
+        handler = LogSender(port, secret)
+        root = logging.getLogger()
+        root.addHandler(handler)
+        root.setLevel(level)
+        return handler
+
+    @classmethod
+    def _run(
+        cls,
+        filename: str,
+        listener: socket.socket,
+        secret: str,
+        hook: Callable[[], object] | None,
+        parent: int,
+    ) -> None:
+        if hook is not None:
+            hook()
+        service = cls(filename, listener, secret)
+        signal.signal(signal.SIGTERM, lambda *_: service.stop())
+        # Of Ctrl-C the parent is told as well, and logs about it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        service.serve(lambda: os.getppid() == parent)
+
+    def serve(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Write what comes until ``stop``, or until nobody wants it; then what has come already."""
+        self._listener.setblocking(False)
+        while not self._is_over and is_wanted():
+            if select.select([self._listener], [], [], LOOK_S)[0]:
+                self._drain()
+        self._drain()
+        self.file.close()
+
+    def stop(self) -> None:
+        """Make ``serve`` return; for signal handlers, too."""
+        self._is_over = True
+        # To ourselves: without it ``select`` would sleep on.
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
+            waker.sendto(b"", self._listener.getsockname())
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                datagram = self._listener.recv(65536)
+            except BlockingIOError:
+                return
+            record = self._read(datagram)
+            if record is not None:
+                self.file.handle(record)
+
+    def _read(self, datagram: bytes) -> logging.LogRecord | None:
+        signature, body = datagram[:SIGNATURE_LENGTH], datagram[SIGNATURE_LENGTH:]
+        if not is_signed(signature.decode("ascii", "replace"), self._secret, body):
+            return None
+        try:
+            said = codec.loads(body)
+            self._nonces.admit(said["nonce"], said["time"], time.time())
+            record = logging.makeLogRecord({ours: said[theirs] for theirs, ours in _FIELDS.items()})
+            record.msecs = record.created % 1 * 1000
+            record.levelname = logging.getLevelName(record.levelno)
+            record.msg, record.exc_text = str(said["message"]), str(said["exception"])
+        except (ValueError, KeyError, TypeError, BrokenSeal, RequestFailed):
+            return None
+        return record
+
+
+class LogSender(DatagramHandler):
+    """Sends records to a LoggingService."""
+
+    def __init__(self, port: int, secret: str) -> None:
+        super().__init__(HOST, port)
+        self._secret = secret
+        self._texts = logging.Formatter()
+
+    def makePickle(self, record: logging.LogRecord) -> bytes:  # noqa: N802, RUF100 (logging's name, no pickle)
+        """Return the datagram of a record."""
+        said: dict[str, Any] = {theirs: getattr(record, ours) for theirs, ours in _FIELDS.items()}
+        said["nonce"] = secrets.token_hex(8)
+        message = record.getMessage()
+        trace = record.exc_text or (self._texts.formatException(record.exc_info) if record.exc_info else "")
+        longest = MAX_TEXT
+        while True:
+            said["message"], said["exception"] = _cut(message, longest), _cut(trace, longest)
+            body = codec.dumps(said)
+            if len(body) <= MAX_DATAGRAM or not longest:
+                return sign(self._secret, body).encode() + body
+            longest //= 2
+
+
+def _cut(text: str, longest: int) -> str:
+    text = text if len(text) <= longest else f"{text[:longest]}…"
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,261 @@
+"""One log file for many processes: real datagrams on loopback, and real processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from butler_mesh import codec
+from butler_mesh.errors import AddressInUse, UsageError
+from butler_mesh.operations.logging_service import (
+    KEPT,
+    MAX_DATAGRAM,
+    SECRET,
+    LoggingService,
+    LogSender,
+)
+from butler_mesh.signing import sign
+from tests.programs import Program
+from tests.waiting import wait_for
+
+
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A server that is read by hand, without a process, and a sender for it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.listener.bind(("127.0.0.1", 0))
+        self.service = LoggingService(str(file), self.listener, "secret", pattern="%(message)s")
+        self.sender = LogSender(self.listener.getsockname()[1], "secret")
+
+    def receive(self, *datagrams: bytes) -> str:
+        """Return the file after these have come."""
+        for datagram in datagrams:
+            self.sender.send(datagram)
+        self.service.stop()
+        self.service.serve()
+        return self.file.read_text(encoding="utf-8")
+
+    def close(self) -> None:
+        self.sender.close()
+        self.listener.close()
+        self.service.file.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path / "all.log")
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(SECRET, raising=False)
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    os.environ.pop(SECRET, None)
+
+
+def record(message: str = "hello", *arguments: object, level: int = logging.INFO) -> logging.LogRecord:
+    return logging.LogRecord("a.b", level, "f.py", 7, message, arguments, None, "f")
+
+
+def test_a_record_is_written_as_its_sender_meant_it(server: Server) -> None:
+    pattern = "%(name)s %(levelname)s %(process)d %(lineno)d %(funcName)s %(message)s"
+    server.service.file.setFormatter(logging.Formatter(pattern))
+    text = server.receive(server.sender.makePickle(record("%s is %d", "seven", 7, level=logging.WARNING)))
+    assert text == f"a.b WARNING {os.getpid()} 7 f seven is 7\n"
+
+
+def test_a_traceback_travels_as_text(server: Server) -> None:
+    try:
+        raise KeyError("lost")
+    except KeyError as error:
+        failed = record("it failed")
+        failed.exc_info = (type(error), error, error.__traceback__)
+    text = server.receive(server.sender.makePickle(failed))
+    assert text.startswith("it failed\nTraceback (most recent call last):\n")
+    assert text.endswith("KeyError: 'lost'\n")
+
+
+def test_what_is_not_signed_or_was_altered_is_dropped(server: Server) -> None:
+    good = server.sender.makePickle(record())
+    stranger = LogSender(1, "another secret").makePickle(record())
+    altered = good.replace(b"hello", b"HELLO")
+    assert server.receive(b"", b"junk", b"\xff" * 100, stranger, altered, good[1:], good) == "hello\n"
+
+
+def test_a_repetition_is_dropped(server: Server) -> None:
+    good = server.sender.makePickle(record())
+    assert server.receive(good, good, good) == "hello\n"
+
+
+@pytest.mark.parametrize("age_s", [40.0, -40.0])
+def test_a_record_out_of_its_time_is_dropped(server: Server, age_s: float) -> None:
+    old = record()
+    old.created = time.time() - age_s
+    assert server.receive(server.sender.makePickle(old)) == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"nonce": "1", "time": "now"}',
+        b'{"nonce": 1, "time": 1e999}',
+        b"cos\nsystem",
+    ],
+)
+def test_signed_nonsense_is_dropped_and_the_next_is_written(server: Server, body: bytes) -> None:
+    good = server.sender.makePickle(record())
+    assert server.receive(sign("secret", body).encode() + body, good) == "hello\n"
+
+
+def test_a_datagram_is_JSON_and_no_pickle(server: Server) -> None:
+    said = codec.loads(server.sender.makePickle(record("%s", object))[64:])
+    assert said["message"] == "<class 'object'>"
+    assert said["nonce"] != codec.loads(server.sender.makePickle(record())[64:])["nonce"]
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 1_000_000, "\x01" * 20_000, "\U0001f600" * 20_000, "\ud800 half"], ids=list("1234")
+)
+def test_any_text_fits_a_datagram(server: Server, text: str) -> None:
+    datagram = server.sender.makePickle(record(text))
+    assert len(datagram) <= MAX_DATAGRAM + 64
+    assert len(server.receive(datagram)) > 5
+
+
+def test_a_new_file_is_begun_each_day_and_15_old_ones_are_kept(server: Server) -> None:
+    for days in range(1, 21):
+        day = date.today() - timedelta(days=days)
+        server.file.with_name(f"all.log.{day.isoformat()}").write_text("old")
+    server.service.file.doRollover()
+    assert len(list(server.file.parent.glob("all.log.*"))) == KEPT
+    assert (server.service.file.when, server.service.file.interval) == ("D", 24 * 3600)
+    assert server.receive(server.sender.makePickle(record())) == "hello\n"
+
+
+@pytest.mark.slow
+def test_processes_log_into_one_file(tmp_path: Path) -> None:
+    file, pids, port = tmp_path / "application.log", tmp_path / "pids", free_udp_port()
+    process = LoggingService.start_logging_server(
+        str(file), port, lambda: pids.write_text(f"{os.getpid()}\n")
+    )
+    program = """
+        import logging, sys
+        from butler_mesh import LoggingService
+        LoggingService.init_logging(int(sys.argv[1]), logging.INFO)
+        for n in range(100):
+            logging.info("line %d", n)
+        logging.debug("not this")
+        """
+    env = {SECRET: os.environ[SECRET]}
+    children = [Program("-c", dedent(program), str(port), env=env) for _ in range(3)]
+    try:
+        assert [child.ends() for child in children] == [0, 0, 0]
+    finally:
+        for child in children:
+            child.__exit__(None, None, None)
+        process.terminate()
+        process.join(10.0)
+    assert process.exitcode == 0
+    assert pids.read_text() == f"{process.pid}\n"
+    lines = file.read_text().splitlines()
+    line = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} PID:(\d+)\]INFO:line (\d+)")
+    found = [line.fullmatch(one) for one in lines]
+    assert all(found)
+    assert {(match[1], match[2]) for match in found if match} == {
+        (str(child.pid), str(n)) for child in children for n in range(100)
+    }
+    process.close()
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_who_started_it(tmp_path: Path) -> None:
+    port = free_udp_port()
+    program = """
+        import os, signal, sys
+        from butler_mesh import LoggingService
+        print(LoggingService.start_logging_server(sys.argv[1], int(sys.argv[2])).pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with Program.of(program, str(tmp_path / "log"), str(port)) as parent:
+        parent.ends()
+        server = int(parent.stdout)
+        wait_for(lambda: not is_running(server), 10.0)
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there, and not only because nobody has asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_port_that_is_taken_is_an_error_of_who_starts_it(tmp_path: Path, server: Server) -> None:
+    port = server.listener.getsockname()[1]
+    with pytest.raises(AddressInUse, match=f"udp://127.0.0.1:{port}"):
+        LoggingService.start_logging_server(str(tmp_path / "log"), port)
+
+
+def test_without_a_secret_nobody_logs() -> None:
+    with pytest.raises(UsageError, match=SECRET):
+        LoggingService.init_logging(9999)
+
+
+def test_a_secret_may_be_given_to_programs_that_are_not_related(server: Server) -> None:
+    port = server.listener.getsockname()[1]
+    LoggingService.init_logging(port, logging.ERROR, secret="secret")
+    logging.getLogger("x").error("told")
+    logging.getLogger("x").info("not told")
+    LoggingService.init_logging(port, logging.ERROR, secret=secrets.token_hex(8))
+    assert server.receive() == "told\n"
+
+
+@pytest.mark.slow
+def test_it_works_where_everything_is_patched(tmp_path: Path) -> None:
+    program = """
+        from gevent import monkey; monkey.patch_all()
+        import logging, sys, gevent
+        from butler_mesh import LoggingService
+        server = LoggingService.start_logging_server(sys.argv[1], int(sys.argv[2]))
+        LoggingService.init_logging(int(sys.argv[2]))
+        gevent.joinall([gevent.spawn(logging.info, "from greenlet %d", n) for n in range(10)])
+        server.terminate()
+        server.join(10.0)
+        print(server.exitcode)
+        """
+    file = tmp_path / "log"
+    with Program.of(program, str(file), str(free_udp_port())) as patched:
+        assert patched.ends() == 0, patched.stderr
+        assert (patched.stdout, patched.stderr) == (b"0\n", "")
+    assert sorted(re.findall(r"from greenlet (\d)", file.read_text())) == list("0123456789")
