@@ -30,6 +30,7 @@ setup(
         "flask": ["flask>=3"],  # butler_mesh.web.flask
         "majortomo": ["pyyaml>=6"],  # the configuration file of its broker
         "rabbitmq": ["pika>=1.4,<2"],
+        "servicebus": ["pika>=1.4,<2", "defusedxml>=0.7"],  # its brokers, and its XML
         "tracing": ["opentelemetry-api"],
         "dev": [
             "pytest>=8",
@@ -41,7 +42,10 @@ setup(
             "pyyaml>=6",
             "types-PyYAML",
             "pika>=1.4,<2",
+            "defusedxml>=0.7",
+            "types-defusedxml",
             "majortomo==0.2.0",  # a foreign client and worker that the tests talk to
+            "py-servicebus==2.17; python_version < '3.12'",  # a foreign agent, too; needs asyncore
             "six",  # which majortomo needs and does not declare
             "flask>=3",  # a WSGI application of another make, behind our fronts
             "gunicorn>=22",  # a WSGI server of another make, before our applications

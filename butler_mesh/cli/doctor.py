@@ -38,6 +38,7 @@ NEEDED = {  # what setup.py requires
 OPTIONAL = {
     "orjson": ("3.10", "JSON in less time, with BUTLER_MESH_CODEC=orjson"),
     "pika": ("1.4,<2", "amqp:// addresses, which are RabbitMQ's"),
+    "defusedxml": ("0.7", "py-servicebus's XML, with wire='xml'"),
     "flask": ("3", "butler_mesh.web.flask"),
     "gunicorn": ("22", "several processes for Flask or an application's pages (needs packaging, too)"),
 }

@@ -1,0 +1,1 @@
+"""py-servicebus: its modules under the names they had."""

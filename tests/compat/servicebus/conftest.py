@@ -1,0 +1,89 @@
+"""Nodes on real brokers: two that know nothing of each other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from butler_mesh.compat.servicebus.configuration import Configuration, service_name
+from butler_mesh.compat.servicebus.sender import Sender
+from butler_mesh.compat.servicebus.service import ServiceBus
+from tests.brokers import Broker, running_broker
+
+PATIENCE_S = 10.0
+SECRET = "secret token"
+
+pytest.register_assert_rewrite("tests.compat.servicebus.services")
+
+
+class Bench:
+    """Makes configurations, agents and senders for the node ``NODE-01``."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self._opened: list[Any] = []
+        self._queues = {"NODE-01", service_name("NODE-01")}
+
+    def configuration(self, *hosts: str, **options: Any) -> Configuration:
+        here = f"127.0.0.1:{self.broker.port}"
+        return Configuration(
+            {
+                "hosts": hosts or [here],
+                "user": self.broker.user,
+                "password": self.broker.password,
+                "node_name": "NODE-01",
+                "secret_token": SECRET,
+                **options,
+            }
+        )
+
+    def bus(self, *hosts: str, queue_len: int = 100, **options: Any) -> ServiceBus:
+        """Return an agent that is not started; it is stopped in the end."""
+        bus = ServiceBus(self.configuration(*hosts, **options), queue_len)
+        self._opened.append(bus.stop)
+        return bus
+
+    def start(self, bus: ServiceBus) -> ServiceBus:
+        """Start it, and wait until it is read from."""
+        bus.run_services(join=False)
+        assert bus.wait_until_registered(PATIENCE_S)
+        return bus
+
+    def sender(self, *hosts: str, smart_route: bool = True, **options: Any) -> Sender:
+        sender = Sender(self.configuration(*hosts, **options), smart_route)
+        self._opened.append(sender.close)
+        return sender
+
+    def close(self) -> None:
+        for close in reversed(self._opened):
+            close()
+        self.broker.delete_queues(self._queues)
+
+
+@pytest.fixture
+def bench(broker: Broker) -> Iterator[Bench]:
+    made = Bench(broker)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _logs_no_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A test that provokes an error looks at it, and calls ``caplog.clear()``."""
+    yield
+    errors = [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
+    assert not errors, caplog.text
+
+
+Two = Callable[[], tuple[Broker, Broker]]
+
+
+@pytest.fixture(scope="session")
+def other_broker(tmp_path_factory: pytest.TempPathFactory, broker: Broker) -> Iterator[Broker]:
+    """A second broker, for the user and password of the first."""
+    home = tmp_path_factory.mktemp("rabbitmq") / "other"
+    with running_broker(home, password=broker.password) as made:
+        yield made
