@@ -11,7 +11,7 @@ import pytest
 from tests.programs import ROOT
 
 TEXT = (ROOT / "docs" / "seeds.rst").read_text(encoding="utf-8")
-LINES = {1: 28, 2: 30, 3: 27, 4: 17}
+LINES = {1: 28, 2: 30, 3: 27, 4: 17, 5: 19}
 """Section -> how many lines it has."""
 
 ENTRIES = {
