@@ -145,6 +145,12 @@ class ForeignQueues:
         if self._is_started:
             self._link.close(CLOSE_S)
 
+    def abandon(self) -> None:
+        """Let go of everything without a word: this process is a fork and owns none of it."""
+        self._is_closed = True
+        self._channel = None
+        self._link.abandon()
+
     # --- the connection -----------------------------------------------------------------------
 
     def _start(self) -> None:

@@ -166,6 +166,16 @@ def test_close_waits_for_handlers_that_run(open_queues: Open) -> None:
         reader.send("node", b"more")
 
 
+def test_one_that_was_abandoned_is_silent(open_queues: Open) -> None:
+    reader, caller = open_queues(), open_queues()
+    reader.serve("node", echo, credit=1)
+    assert reader.wait_until_registered(PATIENCE_S)
+    caller.abandon()
+    with pytest.raises(Closed):
+        caller.call("node", b"1", 5.0)
+    reader.abandon()
+
+
 def test_others_find_a_durable_queue_bound_to_a_direct_exchange(broker: Broker, open_queues: Open) -> None:
     reader = open_queues()
     reader.serve("node", echo, credit=1)

@@ -35,6 +35,9 @@ class Route(ABC):
     def close(self) -> None:
         """Send what was written, and close."""
 
+    def abandon(self) -> None:  # noqa: B027 (few have anything to do)
+        """Let go of it: this process is a fork, and its parent goes on with it."""
+
     def ping(self, node: str, timeout: float = PING_S) -> bool:
         """Tell whether a node answers this way; raises nothing."""
         try:
@@ -106,6 +109,9 @@ class XmlRoute(Route):
 
     def close(self) -> None:
         self._queues.close(0.0)
+
+    def abandon(self) -> None:
+        self._queues.abandon()
 
     def _pack(self, event: Event) -> bytes:
         return self._wire.pack_call(event, self._wire.make_token(self._secret, date.today()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from types import TracebackType
@@ -32,6 +33,7 @@ class Sender:
         self.configuration = configuration
         self.smart_route = smart_route
         self._routes: list[Route] = []
+        self._pid = 0
         # (node, route) -> since when it has not worked.
         self._behind: dict[tuple[str, Route], float] = {}
         self._known: set[str] = set()
@@ -77,6 +79,10 @@ class Sender:
         self.close()
 
     def _open(self) -> list[Route]:
+        if self._pid != os.getpid():
+            for route in self._routes:
+                route.abandon()
+            self._routes, self._pid = [], os.getpid()
         if not self._routes:
             kind = XmlRoute if self.configuration.wire == "xml" else MeshRoute
             self._routes = [kind(self.configuration, host) for host in self.configuration.hosts]

@@ -76,8 +76,9 @@ class ServiceBus:
 
     def stop(self) -> None:
         """Finish what runs, and stop."""
-        if self._node is not None:
-            self._node.finish()
+        node, self._node = self._node, None
+        if node is not None:
+            node.finish()
 
     def wait_until_registered(self, timeout: float = 5.0) -> bool:
         """Wait until one broker has our queue; False when none has it in ``timeout`` seconds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,9 +47,10 @@ class Bench:
         return bus
 
     def start(self, bus: ServiceBus) -> ServiceBus:
-        """Start it, and wait until it is read from."""
+        """Start it, and wait until it reads what it is sent."""
         bus.run_services(join=False)
         assert bus.wait_until_registered(PATIENCE_S)
+        assert bus.old_peers is None or bus.old_peers.wait_until_registered(PATIENCE_S)
         return bus
 
     def sender(self, *hosts: str, smart_route: bool = True, **options: Any) -> Sender:
@@ -76,9 +77,6 @@ def _logs_no_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     errors = [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
     assert not errors, caplog.text
-
-
-Two = Callable[[], tuple[Broker, Broker]]
 
 
 @pytest.fixture(scope="session")

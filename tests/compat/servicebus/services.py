@@ -21,8 +21,6 @@ class Fail:
     def on_call(self, request: Any, response: Any) -> None:
         raise KeyError("no such thing")
 
-    on_message = None
-
 
 class Silent:
     """Forgets to answer."""

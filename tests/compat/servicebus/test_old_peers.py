@@ -40,7 +40,6 @@ def peers(bench: Bench, note: Note) -> OldPeers:
     bus.add_message_service("util", "note", note)
     bench.start(bus)
     assert bus.old_peers is not None
-    assert bus.old_peers.wait_until_registered(PATIENCE_S)
     return bus.old_peers
 
 
@@ -113,7 +112,6 @@ def test_a_message_whose_reader_was_lost_is_worked_on_again_and_a_call_is_not(be
         bus.add_rpc_service("util", "wait", gate)
     bench.start(first)
     assert first.old_peers is not None
-    assert first.old_peers.wait_until_registered(PATIENCE_S)
     sender = bench.sender(wire="xml")
     sender.send("NODE-01.util.wait", "message")
     lost = gevent.spawn(sender.call, "NODE-01.util.wait", "call", 30.0)

@@ -15,6 +15,7 @@ from butler_mesh.errors import DeadlineExceeded, InstanceLost, NotFound, Unavail
 from tests.brokers import free_port
 from tests.compat.servicebus.conftest import Bench
 from tests.compat.servicebus.services import Add, Gate, Note
+from tests.programs import Program
 from tests.waiting import wait_for
 
 LOG: list[str] = []
@@ -172,6 +173,37 @@ def test_a_host_without_a_broker_is_passed_over(bench: Bench, wire: str) -> None
         sender.send("NODE-01.util.note", smart)
         assert sender.ping_all("NODE-01") == (1, 2)
     wait_for(lambda: note.noted == [True, False])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wire", ["mesh", "xml"])
+def test_a_fork_has_connections_of_its_own_and_leaves_its_parents_alone(bench: Bench, wire: str) -> None:
+    bus = bench.bus(wire="xml")
+    bus.add_rpc_service("math", "add", Add())
+    bench.start(bus)
+    forks = """
+        import os, sys, gevent
+        from butler_mesh.compat.servicebus.configuration import Configuration
+        from butler_mesh.compat.servicebus.sender import Sender
+        sender = Sender(Configuration({"hosts": [sys.argv[1]], "user": sys.argv[2], "password": sys.argv[3],
+            "wire": sys.argv[4], "secret_token": "secret token"}))
+        def add(n):
+            return sender.call("NODE-01.math.add", [n], timeout=10)[1]
+        assert add(1) == 1
+        child = gevent.fork()
+        if not child:
+            assert add(2) == 2
+            sender.close()
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert add(3) == 3
+        sender.close()
+        """
+    broker = bench.broker
+    arguments = (f"127.0.0.1:{broker.port}", broker.user, broker.password, wire)
+    with Program.of(forks, *arguments) as program:
+        assert program.ends() == 0, program.stderr
+        assert program.stderr == ""
 
 
 def test_nobody_anywhere_is_an_error(bench: Bench) -> None:
