@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from butler_mesh.cli.terminal import Refusal
+from butler_mesh.errors import UsageError
 
 PYTHON = (3, 11)
 NEEDED = {  # what setup.py requires
@@ -141,6 +142,7 @@ def examine(configuration: Configuration | None) -> Findings:
     yield from check_python()
     yield from check_packages()
     yield from check_mongrel2(is_needed=configuration is not None)
+    yield check_rabbitmq()
     yield from check_files()
     for port, use in PORTS.items():
         yield check_port(port, use)
@@ -215,6 +217,19 @@ def check_mongrel2(*, is_needed: bool) -> Findings:
         yield good(f"{version} (mongrel2, m2sh)")
     else:
         yield remark(f"m2sh's version is not {MONGREL2}, which we test with, but: {version}; try your pages")
+
+
+def check_rabbitmq() -> Finding:
+    """Look for a RabbitMQ that could be run here: brokers elsewhere are nobody's business."""
+    what = "'butler-mesh rabbitmq' and 'make demo ENGINE=rabbitmq' run nodes of their own"
+    try:
+        from butler_mesh.operations.rabbitmq import check_programs
+
+        return good(f"rabbitmq-server in {check_programs()}: {what}")
+    except ImportError:
+        return remark("whether there is a rabbitmq-server can be told when the libraries are there")
+    except UsageError as error:
+        return remark(f"{error}; with it {what}")
 
 
 # --- what the machine grants ------------------------------------------------------------------

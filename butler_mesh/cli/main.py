@@ -11,6 +11,7 @@ from butler_mesh.cli.call import call
 from butler_mesh.cli.dlq import dlq
 from butler_mesh.cli.doctor import doctor
 from butler_mesh.cli.manage import kill, ping, stats
+from butler_mesh.cli.rabbitmq import rabbitmq
 from butler_mesh.cli.router import router
 from butler_mesh.cli.send import send
 from butler_mesh.cli.serve import serve
@@ -79,4 +80,5 @@ main.add_command(ping)
 main.add_command(stats)
 main.add_command(kill)
 main.add_command(dlq)
+main.add_command(rabbitmq)
 main.add_command(doctor)

@@ -1,0 +1,196 @@
+"""RabbitMQ nodes of one's own: private, on loopback, ended by whoever wants it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from butler_mesh.errors import MeshError, UsageError
+from butler_mesh.operations import rabbitmq
+from butler_mesh.operations.rabbitmq import Cluster, Node, free_ports, programs
+from tests.brokers import connect, needs_rabbitmq, running_cluster
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster of one, not started."""
+    cluster = Cluster.create(tmp_path / "lone")
+    yield cluster
+    cluster.stop()
+
+
+def listeners(*pids: int) -> set[str]:
+    """Return the addresses at which processes listen."""
+    said = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in said.splitlines() if any(f"pid={pid}," in line for pid in pids)]
+    return {line.split()[3].rpartition(":")[0] for line in lines}
+
+
+def fake(bin_: Path, program: str, text: str) -> None:
+    """Make a program that is found before the real one."""
+    bin_.mkdir(exist_ok=True)
+    (bin_ / program).write_text(f"#!/bin/sh\n{text}\n")
+    (bin_ / program).chmod(0o755)
+
+
+# --- what is written --------------------------------------------------------------------------
+
+
+def test_all_is_in_one_private_directory_and_secrets_are_for_us_alone(tmp_path: Path) -> None:
+    home = tmp_path / "a" / "b"
+    cluster = Cluster.create(home, 3)
+    assert home.stat().st_mode & 0o777 == 0o700
+    for secret in (home / "password", home / "home" / ".erlang.cookie"):
+        assert secret.stat().st_mode & 0o777 == 0o400
+    assert (home / "1" / "rabbitmq.conf").stat().st_mode & 0o777 == 0o600
+    assert [node.name for node in cluster.nodes] == [f"mesh{n}@localhost" for n in (1, 2, 3)]
+    ports = [node.port for node in cluster.nodes]
+    assert cluster.endpoint == f"amqp://mesh@127.0.0.1:{ports[0]},127.0.0.1:{ports[1]},127.0.0.1:{ports[2]}"
+    assert cluster.password not in cluster.endpoint
+    assert cluster.password in cluster.secret_endpoint
+
+
+def test_what_was_created_is_opened_with_the_same_ports_and_password(tmp_path: Path) -> None:
+    made = Cluster.create(tmp_path / "c", 2, port=23456)
+    found = Cluster.open(tmp_path / "c")
+    assert found.secret_endpoint == made.secret_endpoint
+    assert [node.port for node in found.nodes] == [23456, 23457]
+    assert "classic_config.nodes.1 = mesh1@localhost" in (tmp_path / "c/2/rabbitmq.conf").read_text()
+    assert "classic_config" not in (tmp_path / "c/1/rabbitmq.conf").read_text()
+
+
+def test_nothing_is_written_over_and_nothing_else_is_taken_for_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "somebodys").write_text("work")
+    with pytest.raises(UsageError, match="not empty"):
+        Cluster.create(tmp_path)
+    with pytest.raises(UsageError, match="no cluster"):
+        Cluster.open(tmp_path)
+    (tmp_path / "cluster.json").write_text(json.dumps(["odd"]))
+    with pytest.raises(UsageError, match="no cluster"):
+        Cluster.open(tmp_path)
+    with pytest.raises(UsageError, match="cannot write"):
+        Cluster.create(tmp_path / "somebodys" / "deeper")
+
+
+def test_without_rabbitmq_or_erlang_one_line_tells_how_to_get_it(
+    lone: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert programs() is None
+    with pytest.raises(UsageError, match="apt install rabbitmq-server"):
+        lone.start()
+
+
+def test_programs_are_debians_unwrapped_ones_or_those_on_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("erl", "rabbitmq-server"):
+        fake(tmp_path / "bin", program, "")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(rabbitmq, "DEBIAN", tmp_path / "nowhere")
+    assert programs() == tmp_path / "bin"
+    fake(tmp_path / "debian", "rabbitmq-server", "")
+    monkeypatch.setattr(rabbitmq, "DEBIAN", tmp_path / "debian")
+    assert programs() == tmp_path / "debian"
+
+
+# --- nodes ------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_is_refused(lone: Cluster) -> None:
+    needs_rabbitmq()
+    with socket.create_server(("127.0.0.1", lone.nodes[0].port)):
+        with pytest.raises(UsageError, match="in use by another process"):
+            lone.start()
+
+
+def test_a_node_that_ends_at_once_tells_its_last_words(
+    lone: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path / "bin", "rabbitmq-server", "echo one; echo two; exit 1")
+    monkeypatch.setattr(rabbitmq, "DEBIAN", tmp_path / "bin")
+    monkeypatch.setattr(rabbitmq.shutil, "which", lambda program: program)
+    with pytest.raises(MeshError, match=r"mesh1@localhost ended: one \| two"):
+        lone.start()
+
+
+def test_a_number_that_somebody_else_has_now_is_not_the_node(lone: Cluster) -> None:
+    node = lone.nodes[0]
+    assert node.pid is None
+    (node.home / "pid").write_text(str(os.getpid()))
+    assert node.pid is None
+    (node.home / "pid").write_text("nonsense")
+    assert node.pid is None
+    lone.stop()
+
+
+@pytest.mark.slow
+def test_one_node_listens_on_loopback_keeps_what_it_has_and_is_ended_by_anybody(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "one", 1) as cluster:
+        (node,) = cluster.nodes
+        pid = node.pid
+        assert pid is not None
+        assert listeners(pid) <= {"127.0.0.1", "[::ffff:127.0.0.1]"}
+        with closing(connect(node, cluster.password)) as connection:
+            connection.channel().queue_declare("kept", durable=True)
+        node.launch()  # it runs: nothing happens
+        assert node.pid == pid
+        somebody = Cluster.open(cluster.home)
+        somebody.stop()
+        assert node.pid is None
+        assert not node.is_ready()
+        somebody.start()
+        assert "kept" in node.control("list_queues", "name")
+        with pytest.raises(MeshError, match="rabbitmqctl nonsense"):
+            node.control("nonsense")
+        node.stop(signal.SIGKILL)
+        assert node.pid is None
+        node.stop()  # it does not run: nothing happens
+    wait_for(lambda: not ours(cluster.home))
+    cluster.remove()
+    assert not cluster.home.exists()
+
+
+@pytest.mark.slow
+def test_three_nodes_are_one_cluster_and_come_back_after_the_death_of_all(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "three", 3) as cluster:
+        assert running(cluster.nodes[2]) == 3
+        for node in cluster.nodes:
+            node.signal(signal.SIGKILL)
+        for node in cluster.nodes:
+            node.stop()
+        cluster.start()
+        wait_for(lambda: running(cluster.nodes[0]) == 3, 20.0)
+    wait_for(lambda: not ours(cluster.home))
+
+
+def running(node: Node) -> int:
+    """Return how many nodes of its cluster a node knows to run."""
+    status = json.loads(node.control("cluster_status", "--formatter", "json"))
+    return len(status["running_nodes"])
+
+
+def ours(home: Path) -> list[int]:
+    """Return the processes that are of a cluster, its name server among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes()
+        except OSError:  # gone meanwhile, or somebody else's
+            continue
+        if f"HOME={home}/home".encode() in environment.split(b"\0"):
+            found.append(int(path.name))
+    return found
+
+
+def test_free_ports_are_different_ones() -> None:
+    assert len(set(free_ports(20))) == 20
