@@ -10,7 +10,7 @@ INSTALLED := .venv/installed.stamp
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT=8080, FRONT=mongrel2)
+demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT=8080, FRONT=mongrel2, ENGINE=rabbitmq)
 	@$(BIN)/python demos/run.py
 
 test: $(INSTALLED)  ## all tests (ARGS="-k name" passes options to pytest)

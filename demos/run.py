@@ -1,7 +1,8 @@
-"""The demo in one command: router, service and web page as processes of their own, until Ctrl-C.
+"""The demo in one command: router (or RabbitMQ), service and web page as own processes, until Ctrl-C.
 
     python demos/run.py            # http://127.0.0.1:6767/; DEMO_PORT=8080 for another port, 0 for any
     FRONT=mongrel2 python demos/run.py            # the same page behind a Mongrel2 server
+    ENGINE=rabbitmq python demos/run.py           # the same with a RabbitMQ in the router's place
 
 The mesh listens on free loopback ports. Whatever ends this program, short of kill -9, ends all of it.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,15 @@ from rich.console import Console
 from rich.text import Text
 
 from butler_mesh import Client
+from butler_mesh.errors import UsageError
+from butler_mesh.operations.rabbitmq import Cluster, check_programs
 
 HOST = "127.0.0.1"
 PORT = "6767"
+PASSWORD = "BUTLER_MESH_AMQP_PASSWORD"  # where an address names a user alone
 SERVICE = "slow"
 FRONTS = ("wsgi", "mongrel2")
+ENGINES = ("mesh", "rabbitmq")
 HERE = Path(__file__).parent
 
 READY_WITHIN_S = 30.0  # a cold start of one process takes a second, on a busy machine several
@@ -119,11 +126,13 @@ class Child:
 class Demo:
     """All processes, from the first to the last."""
 
-    def __init__(self, port: int, front: str) -> None:
+    def __init__(self, port: int, front: str, engine: str) -> None:
         self.port = port
         self.front = front
+        self.engine = engine
         self.children: list[Child] = []
         self.mongrel2: Mongrel2 | None = None
+        self.rabbitmq: Cluster | None = None
         self.is_stopping = Event()
 
     def start(self) -> None:
@@ -131,14 +140,10 @@ class Demo:
         if self.front == "mongrel2":
             # Before there are children: from then on gevent reaps all of them, m2sh too.
             self.mongrel2 = self._configure_mongrel2()
-        frontend, backend = (f"tcp://{HOST}:{port}" for port in free_ports(2))
-        mesh = {"BUTLER_MESH_FRONTEND": frontend, "BUTLER_MESH_BACKEND": backend}
-        with Client(frontend, timeout=1.0) as client:
-            options = ["-m", "butler_mesh", "router", "--frontend", frontend, "--backend", backend]
-            self._start("router", "cyan", python(*options), {})
-            self._wait(lambda: client.request("mmi.status").is_success)
-            self._start("service", "yellow", python(HERE / "demo_service.py"), mesh)
-            self._wait(lambda: client.request("mmi.service", "/", {"service": SERVICE}).is_success)
+        mesh = self._start_rabbitmq() if self.engine == "rabbitmq" else self._start_router()
+        self._start("service", "yellow", python(HERE / "demo_service.py"), mesh)
+        with Client(mesh["BUTLER_MESH_FRONTEND"], timeout=1.0) as client:
+            self._wait(lambda: has_service(client))
         # Mongrel2 before the page: so it ends after it, and what the page still answers reaches the browser.
         where = ["--port", str(self.port)]
         if self.mongrel2 is not None:
@@ -158,12 +163,33 @@ class Demo:
             self.children.pop()
         if self.mongrel2 is not None:
             self.mongrel2.remove()
+        if self.rabbitmq is not None:
+            self.rabbitmq.stop()
+            self.rabbitmq.remove()
 
     def on_signal(self) -> None:
         if self.is_stopping.is_set():  # the second time: now
             for child in self.children:
                 child.signal(signal.SIGKILL)
         self.is_stopping.set()
+
+    def _start_router(self) -> dict[str, str]:
+        """Start a router; return the environment that leads to it."""
+        frontend, backend = (f"tcp://{HOST}:{port}" for port in free_ports(2))
+        options = ["-m", "butler_mesh", "router", "--frontend", frontend, "--backend", backend]
+        self._start("router", "cyan", python(*options), {})
+        with Client(frontend, timeout=1.0) as client:
+            self._wait(lambda: client.request("mmi.status").is_success)
+        return {"BUTLER_MESH_FRONTEND": frontend, "BUTLER_MESH_BACKEND": backend}
+
+    def _start_rabbitmq(self) -> dict[str, str]:
+        """Start a broker; return the environment that leads to it. Addresses are without the password."""
+        self.rabbitmq = Cluster.create(Path(tempfile.mkdtemp(prefix="butler-mesh-demo-")))  # mode 0700
+        (node,) = self.rabbitmq.nodes
+        self._start("rabbitmq", "cyan", node.command, node.environment, node.home, node.home / "out.log")
+        self._wait(node.is_ready)
+        os.environ[PASSWORD] = self.rabbitmq.password  # ours: the client below wants it, too
+        return {"BUTLER_MESH_FRONTEND": node.endpoint, "BUTLER_MESH_BACKEND": node.endpoint}
 
     def _configure_mongrel2(self) -> Mongrel2:
         try:
@@ -254,6 +280,22 @@ def front_named(text: str) -> str:
     return text
 
 
+def engine_named(text: str) -> str:
+    """Return which engine is meant; raises Failure with exit status 2 where it is none or missing."""
+    if text not in ENGINES:
+        raise Failure(f"ENGINE is {' or '.join(ENGINES)}, not {text!r}", 2)
+    if text == "rabbitmq":
+        try:
+            check_programs()
+            import_module("pika")
+        except ImportError as error:
+            raise Failure("ENGINE=rabbitmq needs pika: pip install 'butler_mesh[rabbitmq]'", 2) from error
+        except UsageError as error:
+            advice = "'butler-mesh doctor' says what else is missing"
+            raise Failure(f"ENGINE=rabbitmq: {error}; {advice}", 2) from error
+    return text
+
+
 def is_open(port: int) -> bool:
     """Tell whether somebody listens on the port."""
     try:
@@ -261,6 +303,11 @@ def is_open(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def has_service(client: Client) -> bool:
+    """Tell whether the service is there: it says what it offers."""
+    return client.request(SERVICE, "/", method="options").is_success
 
 
 def has_page(port: int) -> bool:
@@ -279,7 +326,8 @@ def has_page(port: int) -> bool:
 def main() -> int:
     try:
         front = front_named(os.environ.get("FRONT") or FRONTS[0])
-        demo = Demo(page_port(os.environ.get("DEMO_PORT") or PORT), front)
+        engine = engine_named(os.environ.get("ENGINE") or ENGINES[0])
+        demo = Demo(page_port(os.environ.get("DEMO_PORT") or PORT), front, engine)
     except Failure as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return failure.status

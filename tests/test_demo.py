@@ -19,6 +19,7 @@ import pytest
 from gevent import socket
 
 from butler_mesh.client import Client
+from tests.brokers import needs_rabbitmq
 from tests.meshes import Mesh
 from tests.programs import ROOT, Program, run
 from tests.waiting import wait_for
@@ -74,15 +75,18 @@ class Demo:
         return found
 
 
-def starting(cwd: Path = ROOT, front: str = "wsgi", **env: str) -> Program:
+def starting(cwd: Path = ROOT, front: str = "wsgi", engine: str = "mesh", **env: str) -> Program:
     if front == "mongrel2":
         needs_mongrel2()
-    return Program(RUN, cwd=cwd, env={"DEMO_PORT": "0", "FRONT": front, **env})
+    if engine == "rabbitmq":
+        needs_rabbitmq()
+    return Program(RUN, cwd=cwd, env={"DEMO_PORT": "0", "FRONT": front, "ENGINE": engine, **env})
 
 
-@pytest.fixture(scope="module", params=["wsgi", "mongrel2"])
+@pytest.fixture(scope="module", params=["wsgi", "mongrel2", "wsgi over rabbitmq"])
 def demo(request: pytest.FixtureRequest) -> Iterator[Demo]:
-    with starting(front=request.param) as program:
+    front, _, engine = request.param.partition(" over ")
+    with starting(front=front, engine=engine or "mesh") as program:
         yield Demo(program)
         program.send(signal.SIGINT)
         assert program.ends() == 0
@@ -356,6 +360,61 @@ def test_without_mongrel2_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
     assert line.startswith("demo: FRONT=mongrel2 needs mongrel2 and m2sh: ")
     for advice in ("apt install mongrel2-core", "brew install mongrel2", "butler-mesh doctor"):
         assert advice in line
+
+
+@pytest.mark.parametrize("front", ["wsgi", "mongrel2"])
+def test_over_rabbitmq_there_is_no_router_and_a_signal_stops_everything(front: str, tmp_path: Path) -> None:
+    with starting(tmp_path, front, "rabbitmq", TMPDIR=str(tmp_path)) as program:
+        demo = Demo(program)
+        children = demo.children()
+        commands = " ".join(children.values())
+        assert ("beam" in commands, " router " in commands) == (True, False), children
+        assert len(children) == 3 + (front == "mongrel2"), children
+        (node,) = [pid for pid, command in children.items() if "beam" in command]
+        (home,) = [p for p in tmp_path.iterdir() if (p / "cluster.json").exists()]
+        assert home.stat().st_mode & 0o777 == 0o700
+        password = (home / "password").read_text()
+        assert SYNC_ECHO in demo.get("/service/sync").text
+        waiting = gevent.spawn(demo.get, "/service/sync")
+        wait_for(lambda: len(demo.calls()) == 2, 10.0)
+        program.send(signal.SIGINT)
+        assert waiting.get(timeout=15.0).status == 200  # the broker ends after those who speak through it
+        assert program.ends() == 0
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        printed = program.stdout.decode() + program.stderr
+        assert "Traceback" not in printed
+        assert password not in printed
+        assert not Path(f"/proc/{node}").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broker_that_dies_is_named_and_the_others_go_too(tmp_path: Path) -> None:
+    with starting(tmp_path, engine="rabbitmq", TMPDIR=str(tmp_path)) as program:
+        demo = Demo(program)
+        children = demo.children()
+        (node,) = [pid for pid, command in children.items() if "beam" in command]
+        os.kill(node, signal.SIGKILL)
+        assert program.ends() == 1
+        assert "the rabbitmq process ended with status -9; its last lines:" in program.stderr
+        assert "Traceback" not in program.stderr
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_rabbitmq_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
+    status, out, err = run(RUN, env={"DEMO_PORT": "0", "ENGINE": "rabbitmq", "PATH": str(tmp_path)})
+    assert (status, out) == (2, b"")
+    [line] = err.splitlines()
+    assert line.startswith("demo: ENGINE=rabbitmq: rabbitmq-server is not installed: ")
+    for advice in ("apt install rabbitmq-server", "butler-mesh doctor"):
+        assert advice in line
+
+
+@pytest.mark.parametrize("engine", ["RabbitMQ", "nats"])
+def test_an_engine_that_is_none_is_one_clear_line(engine: str) -> None:
+    status, out, err = run(RUN, env={"ENGINE": engine})
+    assert (status, out) == (2, b"")
+    assert err == f"demo: ENGINE is mesh or rabbitmq, not {engine!r}\n"
 
 
 @pytest.mark.parametrize("front", ["nginx", "WSGI", "mongrel2 "])

@@ -25,6 +25,7 @@ from butler_mesh.cli import doctor as module
 from butler_mesh.cli.doctor import Configuration, Finding, Level, check_configuration
 from butler_mesh.cli.main import main
 from butler_mesh.cli.router import BACKEND, FRONTEND
+from butler_mesh.operations import rabbitmq
 from butler_mesh.sink import DEFAULT_SINK
 from butler_mesh.web.wsgi import PORT
 from tests.programs import ROOT, mesh
@@ -153,6 +154,20 @@ def test_it_asks_for_what_setup_requires(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_ports_are_the_default_ones() -> None:
     defaults = {int(url.rpartition(":")[2]) for url in (FRONTEND, BACKEND, DEFAULT_SINK)}
     assert module.PORTS.keys() == defaults | {PORT}
+
+
+def test_a_rabbitmq_that_could_be_run_here_is_named_and_a_missing_one_is_a_remark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rabbitmq, "programs", lambda: tmp_path)
+    assert module.check_rabbitmq().level is Level.GOOD
+    assert str(tmp_path) in module.check_rabbitmq().text
+    monkeypatch.setattr(rabbitmq, "programs", lambda: None)
+    assert module.check_rabbitmq().level is Level.REMARK
+    assert "apt install rabbitmq-server" in module.check_rabbitmq().text
+    # Where gevent is missing, which is told elsewhere, this is not the place to fail.
+    monkeypatch.setitem(sys.modules, "butler_mesh.operations.rabbitmq", None)
+    assert module.check_rabbitmq().level is Level.REMARK
 
 
 @pytest.mark.parametrize("name", ["gevent", "pyzmq", "itsdangerous"])
