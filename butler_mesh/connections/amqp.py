@@ -116,6 +116,16 @@ class Connection(GeventConnection):
         return waiting if transport is None else waiting + transport.get_write_buffer_size()
 
 
+def has_transient_queues(connection: Connection) -> bool:
+    """Tell whether the broker has queues that go with their node, to be declared anew on another one.
+
+    A durable queue of one node cannot: it is that node's while it is down, and out of reach. RabbitMQ 4 is
+    giving up the other kind.
+    """
+    version = str((connection.server_properties or {}).get("version", ""))
+    return version.partition(".")[0] in ("2", "3")
+
+
 class Link:
     """Keeps one connection open, until it is closed.
 

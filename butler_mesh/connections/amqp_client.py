@@ -50,6 +50,8 @@ LOOK_AGAIN_S = 0.05
 REGISTER_GRACE_S = 0.0
 """How long after the first connection an unknown service is waited for. A router begins with nothing and
 gives its services some seconds; a broker remembers, and what it does not know is not there."""
+RETURN_GRACE_S = 5.0
+"""How long after any other connection: where a broker crashed, services have yet to return as well."""
 MEMORY_S = 5.0
 """How long the owner of a path is remembered: a longer prefix may be claimed meanwhile."""
 MAX_MEMORIES = 1000
@@ -73,7 +75,7 @@ class AmqpClient(ClientConnection):
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
         self._grace_s = REGISTER_GRACE_S if register_grace_s is None else register_grace_s
-        # Until when an unknown service may be about to register; set by the first connection.
+        # Until when an unknown service may be about to register; set by every connection.
         self._grace_ends_at: float | None = None
         self._name = secrets.token_hex(6)
         self._last_id = 0
@@ -196,8 +198,8 @@ class AmqpClient(ClientConnection):
     # --- the connection -----------------------------------------------------------------------
 
     def _up(self, connection: Connection) -> None:
-        if self._grace_ends_at is None:
-            self._grace_ends_at = monotonic() + self._grace_s
+        grace_s = self._grace_s if self._grace_ends_at is None else RETURN_GRACE_S
+        self._grace_ends_at = monotonic() + grace_s
         connection.channel(on_open_callback=self._calling_opened)
 
     def _calling_opened(self, channel: Any) -> None:
@@ -427,7 +429,8 @@ class AmqpClient(ClientConnection):
             # Whoever has not answered will not any more.
             self._settle(call)
             self._hand_out(call, FINAL, status.OK, 0, b"{}")
-        elif call.deadline <= monotonic():
+        elif call.deadline <= monotonic() and not call.flags & DURABLE:
+            # Of what is to be stored the deadline is its handler's: here it only ends the wait for the broker.
             # It may have been long on its way, and its time in the queue begins there.
             if not call.flags & ONE_WAY:
                 self._tell(call, messages.control_properties(call.id, messages.CANCEL))

@@ -20,7 +20,7 @@ from pika import BasicProperties
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp import Connection, Link
+from butler_mesh.connections.amqp import Connection, Link, has_transient_queues
 from butler_mesh.connections.amqp_delivery import AmqpDelivery
 from butler_mesh.connections.amqp_loop import Alarm
 from butler_mesh.connections.base import MANAGEMENT, Handler, InstanceConnection
@@ -260,7 +260,8 @@ class AmqpInstance(InstanceConnection):
         arguments = (
             {"x-expires": self._expires_ms} if is_ordinary else messages.durable_arguments(self._service)
         )
-        self._channel.queue_declare(queue, durable=True, arguments=arguments)
+        is_durable = not (is_ordinary and has_transient_queues(self._channel.connection))
+        self._channel.queue_declare(queue, durable=is_durable, arguments=arguments)
         tag = self._channel.basic_consume(queue, self._arrived, callback=self._consuming)
         self._consumers[tag] = queue
         self._unconfirmed.add(tag)
