@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint budget scale compare bench routers large fronts fuzz
+.PHONY: help demo test lint budget scale compare bench routers large fronts rabbitmq fuzz
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT=8080, FRONT=mongrel2, ENGINE=rabbitmq)
 	@$(BIN)/python demos/run.py
@@ -41,6 +41,9 @@ large: $(INSTALLED)  ## bodies of 1 and 50 MB: MB/s, CPU, and what small calls f
 
 fronts: $(INSTALLED)  ## what a call adds to a web page, and 50 MB through each front (needs wrk; QUICK=1)
 	$(BIN)/python -m benchmarks.fronts $(ARGS)
+
+rabbitmq: $(INSTALLED)  ## calls and stored requests over RabbitMQ beside pika, nameko and celery (QUICK=1)
+	$(BIN)/python -m benchmarks.rabbitmq $(ARGS)
 
 fuzz: $(INSTALLED)  ## the property tests, with many more examples than "make test" tries
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m hypothesis $(ARGS)

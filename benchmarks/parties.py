@@ -28,6 +28,9 @@ PATIENCE_S = 60.0
 SETTLE_S = 2.0
 """How long one-way messages may pause before the rest is taken for lost."""
 
+PAUSE_S = 0.2
+"""After so long without a message none is on its way any more."""
+
 
 def free_ports(n: int) -> list[int]:
     """Return ports of 127.0.0.1 that nobody listens on, below those the kernel gives to connections: one
@@ -206,6 +209,15 @@ class Meeting:
             "lost": answer["sent"] - received,
             **self._costs(before, received),
         }
+
+    def settle(self) -> None:
+        """Wait until the workers have received what was sent."""
+        received, settled = -1, time.monotonic()
+        while time.monotonic() < settled + PAUSE_S:
+            time.sleep(0.02)
+            total, _ = self._received()
+            if total != received:
+                received, settled = total, time.monotonic()
 
     def __enter__(self) -> Self:
         return self

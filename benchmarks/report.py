@@ -61,7 +61,7 @@ def show(figures: Figures, machine: Machine) -> None:
     for case in figures.cases():
         console.print(_case_table(figures, case))
     console.print(_process_table(figures))
-    console.print(_target_table(judge(figures)))
+    console.print(target_table(judge(figures)))
     for system, reason in figures.absent.items():
         console.print(f"left out: {system}: {reason}", markup=False)
 
@@ -103,7 +103,8 @@ def _median(figures: Figures, system: str, name: str) -> str:
     )
 
 
-def _target_table(verdicts: list[Verdict]) -> Table:
+def target_table(verdicts: list[Verdict]) -> Table:
+    """Return a table of verdicts."""
     table = Table("target", title="targets", title_justify="left")
     for column in ("wanted", "measured", ""):
         table.add_column(column, justify="right")

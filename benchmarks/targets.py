@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.figures import HEADLINE, Case, Figures
@@ -81,9 +82,9 @@ TARGETS = [
 ]
 
 
-def judge(figures: Figures) -> list[Verdict]:
+def judge(figures: Figures, targets: Sequence[Target] = TARGETS) -> list[Verdict]:
     """Return a verdict on every target."""
-    return [_judge(figures, target) for target in TARGETS]
+    return [_judge(figures, target) for target in targets]
 
 
 def _judge(figures: Figures, target: Target) -> Verdict:

@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -15,7 +16,16 @@ from gevent.server import StreamServer
 
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import rabbitmq
-from butler_mesh.connections.amqp import CA, CERTIFICATE, KEY, PASSWORD, Connection, Link, parameters
+from butler_mesh.connections.amqp import (
+    CA,
+    CERTIFICATE,
+    KEY,
+    PASSWORD,
+    Connection,
+    Link,
+    has_transient_queues,
+    parameters,
+)
 from butler_mesh.connections.amqp_loop import HubServices
 from butler_mesh.errors import UsageError
 from tests.brokers import Broker, free_port, running_broker
@@ -130,6 +140,15 @@ def test_what_one_turn_writes_leaves_together_and_large_frames_by_themselves() -
     connection._transport = None  # gone meanwhile
     gevent.sleep(0)
     assert connection.unsent_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "has_them"),
+    [("3.10.8", True), ("3.13.7", True), ("4.0.5", False), ("40.1", False), ("", False)],
+)
+def test_queues_that_go_with_their_node_are_those_of_rabbitmq_3(version: str, has_them: bool) -> None:
+    connection = SimpleNamespace(server_properties={"version": version})
+    assert has_transient_queues(cast(Connection, connection)) is has_them
 
 
 def test_hosts_are_tried_in_turn(broker: Broker, log: Log, start: Callable[[Link], Link]) -> None:

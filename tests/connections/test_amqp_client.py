@@ -81,6 +81,17 @@ def test_calls_in_flight_on_a_cut_connection_are_502_or_sent_again(rabbit: Rabbi
     assert Call(client).status == 200
 
 
+def test_after_a_lost_connection_a_service_that_has_yet_to_return_is_waited_for(rabbit: RabbitEngine) -> None:
+    client = a_client(rabbit)
+    assert Call(client).status == 404
+    cut(link_of(client))
+    wait_for(lambda: client._confirming is None)
+    wait_for(lambda: client._confirming is not None)
+    call = Call(client)
+    rabbit.instance(echo)
+    assert call.status == 200
+
+
 def test_a_call_is_sent_again_once_only(rabbit: RabbitEngine) -> None:
     gate = Gate()
     rabbit.instance(gate)
