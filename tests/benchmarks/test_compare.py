@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import ujson
 
-from benchmarks import compare, environments, report, systems
+from benchmarks import compare, environments, rabbitmq, report, systems
 from benchmarks.figures import HEADLINE, Case, Figures, Spread
 from benchmarks.harness import body, percentile
 from benchmarks.parties import Meeting, free_ports
@@ -216,4 +216,4 @@ def test_the_reason_of_a_failure_is_the_line_that_names_an_error() -> None:
 def test_every_file_of_a_competitor_competes() -> None:
     directory = Path(systems.__file__).parent
     files = {path.stem for path in directory.glob("*.py")} - {"__init__"}
-    assert files == {system.module for system in compare.SYSTEMS}
+    assert files == {system.module for system in (*compare.SYSTEMS, *rabbitmq.SYSTEMS)}
