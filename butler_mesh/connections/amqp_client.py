@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -213,7 +214,7 @@ class AmqpClient(ClientConnection):
     def _confirming_opened(self, channel: Any) -> None:
         channel.add_on_return_callback(self._returned)
         channel.add_on_close_callback(self._channel_closed)
-        channel.confirm_delivery(self._confirmed)
+        channel.confirm_delivery(partial(self._confirmed, channel))
         self._confirming = channel
         self._last_tag = 0
         self._flush()
@@ -399,7 +400,9 @@ class AmqpClient(ClientConnection):
             self._renew(call, now)
         self._hand_out(call, kind, code, flags, body)
 
-    def _confirmed(self, frame: Any) -> None:
+    def _confirmed(self, channel: Any, frame: Any) -> None:
+        if channel is not self._confirming:
+            return  # It was given up.
         method = frame.method
         tags = [method.delivery_tag]
         if method.multiple:
@@ -408,19 +411,39 @@ class AmqpClient(ClientConnection):
                 if tag > method.delivery_tag:
                     break
                 tags.append(tag)
+        is_refused = False
         for tag in tags:
             call = self._unconfirmed.pop(tag, None)
             if call is None or call.tag != tag:
                 continue
             if method.NAME == "Basic.Nack":
                 self._answer(call, status.UNAVAILABLE, "the broker could not take it")
+                is_refused = True
                 continue
             self._settle(call)
             if call.flags & DURABLE:
                 self._hand_out(call, FINAL, status.ACCEPTED, 0, b"{}")
         self._changed.set()
+        if is_refused:
+            self._confirm_anew()
         if self._waiting[True]:
             self._flush()
+
+    def _confirm_anew(self) -> None:
+        """Take another channel: one that met a quorum queue without a leader may refuse for ever (3.10)."""
+        channel, self._confirming = self._confirming, None
+        if channel is None or not channel.is_open:
+            return
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        for call in unconfirmed.values():
+            if call.id not in self._calls:
+                continue
+            if call.flags & DURABLE:
+                self._wait(call, monotonic())
+            else:
+                self._answer(call, status.UNAVAILABLE, "the broker has not confirmed it")
+        channel.connection.channel(on_open_callback=self._confirming_opened)
+        channel.close()
 
     def _expire(self, call: Call) -> None:
         if call.id not in self._calls:
