@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from math import ceil
+
+from pika import BasicProperties
+
 from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.base import ALL, MANAGEMENT, OnReply
 from butler_mesh.protocol.mesh import DURABLE
+from butler_mesh.protocol.wheel import NEVER
 
 
 class Call:
@@ -81,4 +87,16 @@ class Call:
         """The exchange and the key that it is published with: commands go to instances' own queues."""
         return (
             (messages.CONTROL_EXCHANGE, messages.control_key(self.queue)) if self.scope else ("", self.queue)
+        )
+
+    def properties(self, now: float) -> BasicProperties:
+        """Return what it is published with, at a time of the monotonic clock."""
+        remaining_ms = 0x7FFFFFFF
+        if self.deadline != NEVER:
+            # 0 would mean: only for whoever takes it this instant.
+            remaining_ms = max(1, min(remaining_ms, ceil((self.deadline - now) * 1000)))
+        # A command always says whom it is for: its key may be cut off.
+        queue = "" if self.scope else self.queue
+        return messages.request_properties(
+            self.id, self.target, queue, self.flags, remaining_ms, int(time.time() * 1000), self.window
         )

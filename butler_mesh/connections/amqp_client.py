@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from math import ceil
+from itertools import takewhile
 from typing import Any
 
 import gevent
@@ -27,15 +26,7 @@ from butler_mesh.connections.base import ALL, MANAGEMENT, ClientConnection, OnRe
 from butler_mesh.errors import Closed
 from butler_mesh.protocol import mesh
 from butler_mesh.protocol.client import CONNECT_TIMEOUT_S
-from butler_mesh.protocol.mesh import (
-    DURABLE,
-    FINAL,
-    IDEMPOTENT,
-    MAX_BODY_BYTES,
-    ONE_WAY,
-    PARTIAL,
-    STREAM,
-)
+from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, MAX_BODY_BYTES, ONE_WAY, PARTIAL, STREAM
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 from butler_mesh.protocol.wheel import NEVER
 
@@ -299,10 +290,6 @@ class AmqpClient(ClientConnection):
     def _send(self, call: Call, now: float) -> None:
         call.was_sent = True
         call.tries += 1
-        remaining_ms = 0x7FFFFFFF
-        if call.deadline != NEVER:
-            # 0 would mean: only for whoever takes it this instant.
-            remaining_ms = max(1, min(remaining_ms, ceil((call.deadline - now) * 1000)))
         due = call.deadline
         if call.flags & ONE_WAY:
             due = min(due, now + CONFIRM_TIMEOUT_S)
@@ -310,11 +297,7 @@ class AmqpClient(ClientConnection):
             call.tag = self._last_tag
             self._unconfirmed[call.tag] = call
         self._set_alarm(call, due)
-        # A command always says whom it is for: its key may be cut off.
-        queue = "" if call.scope else call.queue
-        properties = messages.request_properties(
-            call.id, call.target, queue, call.flags, remaining_ms, int(time.time() * 1000), call.window
-        )
+        properties = call.properties(now)
         channel = self._confirming if call.flags & ONE_WAY else self._calling
         try:
             channel.basic_publish(*call.address, call.envelope, properties, mandatory=True)
@@ -406,11 +389,7 @@ class AmqpClient(ClientConnection):
         method = frame.method
         tags = [method.delivery_tag]
         if method.multiple:
-            tags = []
-            for tag in self._unconfirmed:
-                if tag > method.delivery_tag:
-                    break
-                tags.append(tag)
+            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
         is_refused = False
         for tag in tags:
             call = self._unconfirmed.pop(tag, None)
@@ -453,8 +432,8 @@ class AmqpClient(ClientConnection):
             self._settle(call)
             self._hand_out(call, FINAL, status.OK, 0, b"{}")
         elif call.deadline <= monotonic() and not call.flags & DURABLE:
-            # Of what is to be stored the deadline is its handler's: here it only ends the wait for the broker.
-            # It may have been long on its way, and its time in the queue begins there.
+            # (Of what is to be stored the deadline is its handler's: here it only ends the wait for the
+            # broker.) It may have been long on its way, and its time in the queue begins there.
             if not call.flags & ONE_WAY:
                 self._tell(call, messages.control_properties(call.id, messages.CANCEL))
             self._answer(call, status.DEADLINE_PASSED, "deadline passed")

@@ -7,6 +7,7 @@ import pytest
 from butler_mesh.connections.amqp_call import Call
 from butler_mesh.connections.base import ALL
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
+from butler_mesh.protocol.wheel import NEVER
 
 
 def routed(target: str, flags: int = 0, owner: str = "") -> tuple[str, list[str]]:
@@ -62,3 +63,21 @@ def test_a_request_goes_to_the_queue_of_its_service() -> None:
     call = Call("me.1", "svc", b"", 0, 0.0, lambda *reply: None)
     call.route()
     assert call.address == ("", "svc")
+
+
+@pytest.mark.parametrize(
+    ("deadline", "expiration"), [(12.5, "2500"), (10.0, "1"), (1e12, "2147483647"), (NEVER, "2147483647")]
+)
+def test_its_time_in_the_queue_is_what_is_left_of_it(deadline: float, expiration: str) -> None:
+    call = Call("me.1", "svc", b"", 0, deadline, lambda *reply: None)
+    call.route()
+    properties = call.properties(10.0)
+    assert properties.expiration == expiration
+    assert "target" not in properties.headers
+
+
+def test_a_command_says_whom_it_is_for() -> None:
+    call = Call("me.1", "mgt.svc", b"", 0, NEVER, lambda *reply: None)
+    call.scope = ALL
+    call.route()
+    assert call.properties(0.0).headers["target"] == b"mgt.svc"
