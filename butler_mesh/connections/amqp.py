@@ -1,7 +1,7 @@
 """One connection to a RabbitMQ cluster that comes back: what both sides of ``amqp://`` stand on.
 
 The hosts of an address are tried in turn; when all have failed, after a pause that grows to two seconds.
-What was on its way is not this file's affair: its owner is told when the connection is gone.
+What was on its way is not this file's affair: its users are told when the connection is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from gevent.event import Event
@@ -28,6 +28,7 @@ from pika.exceptions import (
 )
 
 from butler_mesh import status
+from butler_mesh.clock import monotonic
 from butler_mesh.connections.amqp_loop import HubServices
 from butler_mesh.errors import UsageError
 
@@ -45,8 +46,7 @@ SOCKET_S = 2.0
 """Patience with a host that says nothing: calls wait 3 s for a connection, so a second one fits in."""
 PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 """Before the hosts are tried again."""
-RESET_PAUSE_S = 1.0
-"""After a connection on which the broker refused what we need: it will refuse it again."""
+SHORT_LIFE_S = 1.0
 BATCH_BYTES = 64 * 1024
 """Over this a frame goes out by itself, without being copied to the others of its turn."""
 
@@ -126,27 +126,23 @@ def has_transient_queues(connection: Connection) -> bool:
     return version.partition(".")[0] in ("2", "3")
 
 
-class Link:
-    """Keeps one connection open, until it is closed.
+class User(Protocol):
+    """Who has a place on a connection. All of it is called from the hub."""
 
-    ``on_up(connection)`` is called from the hub when it is open, ``on_down(reason)`` when that one is
-    gone, ``on_refused(status, reason)`` when the broker wants no connection of ours: 401 for a wrong user
-    or password, 403 for a vhost that this user may not use. It is tried again all the same.
-    """
+    def up(self, connection: Connection) -> None: ...
+    def down(self, reason: str) -> None: ...
+    def on_refused(self, status: int, reason: str) -> None: ...
+    def on_unblocked(self) -> None: ...
 
-    def __init__(
-        self,
-        endpoints: Sequence[str],
-        *,
-        on_up: Callable[[Connection], None],
-        on_down: Callable[[str], None],
-        on_refused: Callable[[int, str], None] = lambda code, reason: None,
-        on_unblocked: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._hosts = [parameters(endpoint) for endpoint in endpoints]
+
+class Keeper:
+    """Keeps one connection open, until it is closed, and tells its users of it: when it is there, when that
+    one is gone, when the broker wants none of ours (401 or 403), when it may be published on again."""
+
+    def __init__(self, hosts: Sequence[ConnectionParameters]) -> None:
+        self.users: dict[User, None] = {}
+        self._hosts = hosts
         self._turn = -1
-        self._on_up, self._on_down = on_up, on_down
-        self._on_refused, self._on_unblocked = on_refused, on_unblocked
         self.connection: Connection | None = None
         # Whether the broker has asked us to publish nothing: it is short of memory or disk.
         self.is_blocked = False
@@ -156,22 +152,13 @@ class Link:
         self._services = HubServices()
         self._timer: Any = None
         self._failures = 0
-        # Before the next attempt, where it is for us and not for the network that a connection ended.
-        self._pause_s = 0.0
+        self._opened_at = 0.0
         self._is_over = False
         self._gone = Event()
 
     def start(self) -> None:
         """Begin to connect."""
         self._connect()
-
-    def reset(self, reason: str) -> None:
-        """Give the present connection up, for another."""
-        # A channel that is closed with its connection is no news.
-        if self.connection is not None and self.connection.is_open:
-            _log.warning("connection-reset %s: %s", self.where, reason)
-            self._pause_s = RESET_PAUSE_S
-            self._services.sever()
 
     def close(self, timeout_s: float) -> None:
         """Send what was written, close, and wait for the broker's word on it, for as long as this."""
@@ -216,13 +203,14 @@ class Link:
         if self._is_over:
             return
         self._failures = 0
+        self._opened_at = monotonic()
         self.refusal = None
         self.is_blocked = False
         self.connection = connection
         connection.add_on_connection_blocked_callback(self._blocked)
         connection.add_on_connection_unblocked_callback(self._unblocked)
         _log.info("connected %s", self.where)
-        self._on_up(connection)
+        self._tell(lambda user: user.up(connection))
 
     def _failed(self, connection: Connection, error: BaseException) -> None:
         if self._is_over:
@@ -239,7 +227,7 @@ class Link:
         self._try_again(pause_s)
         if refusal is not None:
             self.refusal = refusal
-            self._on_refused(*refusal)
+            self._tell(lambda user: user.on_refused(*refusal))
 
     def _closed(self, connection: Connection, error: BaseException) -> None:
         was_ours = self.connection is connection
@@ -249,9 +237,17 @@ class Link:
             return
         reason = _short(error)
         _log.warning("connection-lost %s: %s", self.where, reason)
-        pause_s, self._pause_s = self._pause_s, 0.0
-        self._try_again(pause_s)
-        self._on_down(reason)
+        # One that ended as soon as it began would do so all the time.
+        self._try_again(0.0 if monotonic() - self._opened_at > SHORT_LIFE_S else PAUSE_S)
+        self._tell(lambda user: user.down(reason))
+
+    def _tell(self, word: Callable[[User], None]) -> None:
+        for user in list(self.users):
+            try:
+                word(user)
+            except Exception:
+                # One user's fault is not the others'.
+                _log.exception("connection-user-failed %s", self.where)
 
     def _try_again(self, pause_s: float) -> None:
         self._stop_timer()
@@ -271,7 +267,7 @@ class Link:
     def _unblocked(self, connection: Connection, method: Any) -> None:
         self.is_blocked = False
         _log.warning("connection-unblocked %s", self.where)
-        self._on_unblocked()
+        self._tell(lambda user: user.on_unblocked())
 
 
 def parameters(endpoint: str) -> ConnectionParameters:

@@ -19,8 +19,9 @@ from pika.exceptions import AMQPError
 from butler_mesh import status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp import Connection, Link
+from butler_mesh.connections.amqp import Connection
 from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_loop import Alarm
 from butler_mesh.connections.base import ALL, MANAGEMENT, ClientConnection, OnReply
 from butler_mesh.errors import Closed
@@ -54,7 +55,7 @@ _log = logging.getLogger("butler_mesh.client")
 
 
 class AmqpClient(ClientConnection):
-    """One connection, two channels: calls, answered by direct reply-to, and confirmed one-way requests."""
+    """Two channels: calls, answered by direct reply-to, and confirmed one-way requests."""
 
     can_store = True
 
@@ -96,6 +97,7 @@ class AmqpClient(ClientConnection):
         self._is_closed = False
         self._link = Link(
             endpoints,
+            "out",
             on_up=self._up,
             on_down=self._down,
             on_refused=self._refused,
@@ -189,30 +191,24 @@ class AmqpClient(ClientConnection):
 
     # --- the connection -----------------------------------------------------------------------
 
-    def _up(self, connection: Connection) -> None:
+    def _up(self) -> None:
         grace_s = self._grace_s if self._grace_ends_at is None else RETURN_GRACE_S
         self._grace_ends_at = monotonic() + grace_s
-        connection.channel(on_open_callback=self._calling_opened)
+        self._link.open(self._calling_opened)
 
     def _calling_opened(self, channel: Any) -> None:
         channel.add_on_return_callback(self._returned)
-        channel.add_on_close_callback(self._channel_closed)
         channel.basic_consume(messages.REPLY_TO, self._replied, auto_ack=True)
         self._calling = channel
-        channel.connection.channel(on_open_callback=self._confirming_opened)
+        self._link.open(self._confirming_opened)
         self._flush()
 
     def _confirming_opened(self, channel: Any) -> None:
         channel.add_on_return_callback(self._returned)
-        channel.add_on_close_callback(self._channel_closed)
         channel.confirm_delivery(partial(self._confirmed, channel))
         self._confirming = channel
         self._last_tag = 0
         self._flush()
-
-    def _channel_closed(self, channel: Any, reason: BaseException) -> None:
-        if channel in (self._calling, self._confirming) and not self._is_closed:
-            self._link.reset(f"a channel was closed: {reason}")
 
     def _down(self, reason: str) -> None:
         now = monotonic()
@@ -411,7 +407,7 @@ class AmqpClient(ClientConnection):
     def _confirm_anew(self) -> None:
         """Take another channel: one that met a quorum queue without a leader may refuse for ever (3.10)."""
         channel, self._confirming = self._confirming, None
-        if channel is None or not channel.is_open:
+        if channel is None:
             return
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for call in unconfirmed.values():
@@ -421,8 +417,8 @@ class AmqpClient(ClientConnection):
                 self._wait(call, monotonic())
             else:
                 self._answer(call, status.UNAVAILABLE, "the broker has not confirmed it")
-        channel.connection.channel(on_open_callback=self._confirming_opened)
-        channel.close()
+        self._link.drop(channel)
+        self._link.open(self._confirming_opened)
 
     def _expire(self, call: Call) -> None:
         if call.id not in self._calls:

@@ -12,7 +12,7 @@ from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp import Connection, Link
+from butler_mesh.connections.amqp_link import Link
 from butler_mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable, failure
 
 TIMEOUT_S = 10.0
@@ -41,6 +41,7 @@ class DeadLetters:
         self._channel: Any = None
         self._link = Link(
             endpoints,
+            "out",
             on_up=self._up,
             on_down=lambda reason: self._fail(Unavailable(f"the broker was lost: {reason}", status=503)),
             on_refused=lambda code, reason: self._fail(failure(code, reason)),
@@ -110,18 +111,17 @@ class DeadLetters:
 
     # --- the broker's answers, one at a time --------------------------------------------------
 
-    def _up(self, connection: Connection) -> None:
-        connection.channel(on_open_callback=self._opened)
+    def _up(self) -> None:
+        self._link.open(self._opened, self._closed)
 
     def _opened(self, channel: Any) -> None:
-        channel.add_on_close_callback(self._closed)
         channel.add_on_return_callback(
             lambda *_: self._fail(NotFound(f"nobody keeps {self._home!r}", status=404))
         )
         channel.add_callback(lambda _: self._answer.set(None), [Basic.GetEmpty], one_shot=False)
         self._answer.set(channel)
 
-    def _closed(self, channel: Any, reason: Any) -> None:
+    def _closed(self, reason: Any) -> None:
         if getattr(reason, "reply_code", 0) == 404:
             self._fail(NotFound(f"there is no {self._queue!r}", status=404))
         else:

@@ -26,7 +26,7 @@ from pika.exceptions import AMQPError
 
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp import Connection, Link
+from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_messages import REPLY_TO
 from butler_mesh.errors import (
     Closed,
@@ -91,7 +91,7 @@ class ForeignQueues:
         self._is_ready, self._is_registered = Event(), Event()
         self._running = Group()
         self._is_started = self._is_closed = False
-        self._link = Link(endpoints, on_up=self._up, on_down=self._down, on_refused=self._refused)
+        self._link = Link(endpoints, "out", on_up=self._up, on_down=self._down, on_refused=self._refused)
 
     # --- what others send us ------------------------------------------------------------------
 
@@ -160,14 +160,13 @@ class ForeignQueues:
             self._is_started = True
             self._link.start()
 
-    def _up(self, connection: Connection) -> None:
+    def _up(self) -> None:
         self._refusal = None
-        connection.channel(on_open_callback=self._opened)
+        self._link.open(self._opened)
 
     def _opened(self, channel: Any) -> None:
         self._channel, self._consumer, self._last_tag = channel, "", 0
         channel.add_on_return_callback(self._returned)
-        channel.add_on_close_callback(self._channel_closed)
         channel.basic_consume(REPLY_TO, self._answered, auto_ack=True)
         channel.confirm_delivery(self._confirmed)
         channel.exchange_declare(self._exchange, "direct", callback=lambda _: self._is_ready.set())
@@ -179,10 +178,6 @@ class ForeignQueues:
                 self._queue, self._arrived, callback=lambda _: self._is_registered.set()
             )
             channel.add_on_cancel_callback(lambda _: self._link.reset("the queue is gone"))
-
-    def _channel_closed(self, channel: Any, reason: BaseException) -> None:
-        if channel is self._channel and not self._is_closed:
-            self._link.reset(f"the channel was closed: {reason}")
 
     def _down(self, reason: str) -> None:
         self._channel = None

@@ -20,8 +20,9 @@ from pika import BasicProperties
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp import Connection, Link, has_transient_queues
+from butler_mesh.connections.amqp import Connection, has_transient_queues
 from butler_mesh.connections.amqp_delivery import AmqpDelivery
+from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_loop import Alarm
 from butler_mesh.connections.base import MANAGEMENT, Handler, InstanceConnection
 from butler_mesh.connections.engine import STOP_S
@@ -110,7 +111,7 @@ class AmqpInstance(InstanceConnection):
         self._registered = Event()
         self._changed = Event()
         self._pid = os.getpid()
-        self._link = Link(endpoints, on_up=self._up, on_down=self._down)
+        self._link = Link(endpoints, "in", on_up=self._up, on_down=self._down)
 
     # --- what services do ---------------------------------------------------------------------
 
@@ -223,8 +224,8 @@ class AmqpInstance(InstanceConnection):
 
     # --- the connection -----------------------------------------------------------------------
 
-    def _up(self, connection: Connection) -> None:
-        connection.channel(on_open_callback=self._opened)
+    def _up(self) -> None:
+        self._link.open(self._opened)
 
     def _opened(self, channel: Any) -> None:
         self._session += 1
@@ -232,7 +233,6 @@ class AmqpInstance(InstanceConnection):
         self._consumers.clear()
         self._unconfirmed.clear()
         channel.on_stray = self._arrived
-        channel.add_on_close_callback(self._channel_closed)
         channel.add_on_cancel_callback(self._consumer_cancelled)
         channel.queue_declare("", exclusive=True, callback=self._control_declared)
 
@@ -271,10 +271,6 @@ class AmqpInstance(InstanceConnection):
         if not self._unconfirmed:
             self._registered.set()
             _log.info("registered %s at %s", self.wid, self._link.where)
-
-    def _channel_closed(self, channel: Any, reason: BaseException) -> None:
-        if channel is self._channel and not self._is_closed:
-            self._link.reset(f"the channel was closed: {reason}")
 
     def _consumer_cancelled(self, frame: Any) -> None:
         # The queue was deleted, or its node went down.

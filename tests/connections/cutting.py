@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import socket
 
-from butler_mesh.connections.amqp import Link
 from butler_mesh.connections.amqp_client import AmqpClient
 from butler_mesh.connections.amqp_instance import AmqpInstance
+from butler_mesh.connections.amqp_link import Link
 
 
 def link_of(side: object) -> Link:
-    """Return the connection of a client or an instance."""
+    """Return the place on a connection of a client or an instance."""
     assert isinstance(side, AmqpClient | AmqpInstance)
     return side._link
 
 
 def cut(link: Link) -> None:
     """Shut a connection's socket down, as a firewall does that has had enough of it."""
-    for fd in {fd for fd, _ in link._services._watchers}:
+    for fd in {fd for fd, _ in link._keeper._services._watchers}:
         with socket.socket(fileno=os.dup(fd)) as shared:
             shared.shutdown(socket.SHUT_RDWR)

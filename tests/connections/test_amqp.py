@@ -22,10 +22,10 @@ from butler_mesh.connections.amqp import (
     KEY,
     PASSWORD,
     Connection,
-    Link,
     has_transient_queues,
     parameters,
 )
+from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_loop import HubServices
 from butler_mesh.errors import UsageError
 from tests.brokers import Broker, free_port, running_broker
@@ -44,7 +44,8 @@ class Log:
     def link(self, *endpoints: str) -> Link:
         return Link(
             endpoints,
-            on_up=lambda connection: self.said.append("up"),
+            "out",
+            on_up=lambda: self.said.append("up"),
             on_down=lambda reason: self.said.append("down"),
             on_refused=lambda code, reason: self.said.append(code),
             on_unblocked=lambda: self.said.append("unblocked"),
@@ -189,7 +190,7 @@ def test_a_refusal_is_told_as_one_and_holds_no_password(
     assert log.said == [code]
     assert link.refusal is not None
     assert link.refusal[0] == code
-    assert broker.password not in caplog.text + repr(link.__dict__)
+    assert broker.password not in caplog.text + repr(link.__dict__) + repr(link._keeper.__dict__)
 
 
 @pytest.mark.slow
@@ -201,7 +202,7 @@ def test_descriptors_stay_as_they_are_over_fifty_reconnections(
     before = len(descriptors())
     for n in range(50):
         log.said.clear()
-        link._services.sever() if n % 2 else cut(link)
+        link._keeper._services.sever() if n % 2 else cut(link)
         wait_for(lambda: log.said == ["down", "up"])
     assert len(descriptors()) == before
 

@@ -258,4 +258,4 @@ def test_a_fork_leaves_the_connection_to_its_parent(rabbit: RabbitEngine) -> Non
     assert os.waitpid(pid, 0)[1] == 0
     gevent.sleep(0.05)
     assert Call(client).status == 200
-    assert link_of(client)._turn == 0
+    assert link_of(client)._keeper._turn == 0
