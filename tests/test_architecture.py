@@ -65,6 +65,7 @@ FLOORS: dict[str, float] = {
     "connections.amqp_messages": 4.1,
     "connections.amqp": 4.2,
     "connections.amqp_call": 4.2,
+    "connections.amqp_confirming": 4.3,
     "connections.amqp_link": 4.3,
     "connections.amqp_delivery": 4.3,
     "connections.amqp_client": 4.4,

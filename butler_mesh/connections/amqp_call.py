@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from math import ceil
+from typing import Protocol
 
 from pika import BasicProperties
 
@@ -13,10 +14,17 @@ from butler_mesh.protocol.mesh import DURABLE
 from butler_mesh.protocol.wheel import NEVER
 
 
+class Confirming(Protocol):
+    """What a call needs of the channel that it awaits the broker's word on."""
+
+    def forget(self, call: Call) -> None: ...
+
+
 class Call:
     """One request that has not had its last reply (a one-way one: that has not been confirmed)."""
 
     __slots__ = (
+        "confirming",
         "control",
         "deadline",
         "envelope",
@@ -60,7 +68,8 @@ class Call:
         self.parts = 0
         self.patience_s = 0.0
         self.window = 0
-        # What the broker will confirm it by.
+        # The channel that the broker will confirm it on, and what by.
+        self.confirming: Confirming | None = None
         self.tag = 0
         # The queue of the instance that has it, where one has shown itself.
         self.control = ""

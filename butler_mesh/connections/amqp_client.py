@@ -6,8 +6,6 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import gevent
@@ -21,6 +19,7 @@ from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.amqp import Connection
 from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.amqp_confirming import Confirming
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_loop import Alarm
 from butler_mesh.connections.base import ALL, MANAGEMENT, ClientConnection, OnReply
@@ -80,11 +79,10 @@ class AmqpClient(ClientConnection):
         # pika would write them no earlier.
         self._fresh: list[Call] = []
         self._fresh_bytes = 0
-        # By the confirming channel's tag, in its order.
-        self._unconfirmed: dict[int, Call] = {}
-        self._last_tag = 0
         self._calling: Any = None
-        self._confirming: Any = None
+        self._confirming: Confirming | None = None
+        # Those that nothing more is sent on, until the broker has said its word on what was.
+        self._retired: set[Confirming] = set()
         # Path -> (the prefix that has an owner, until when we believe it).
         self._owners: dict[str, tuple[str, float]] = {}
         # Calls to be told their last reply, in the next turn: never within submit.
@@ -205,18 +203,17 @@ class AmqpClient(ClientConnection):
 
     def _confirming_opened(self, channel: Any) -> None:
         channel.add_on_return_callback(self._returned)
-        channel.confirm_delivery(partial(self._confirmed, channel))
-        self._confirming = channel
-        self._last_tag = 0
+        self._confirming = Confirming(channel, self._confirmed)
         self._flush()
 
     def _down(self, reason: str) -> None:
         now = monotonic()
         self._calling = self._confirming = None
-        self._unconfirmed.clear()
+        self._retired.clear()
         for call in list(self._calls.values()):
             if not call.was_sent:
                 continue
+            call.confirming = None
             if call.flags & DURABLE or (call.flags & IDEMPOTENT and call.tries < 2 and not call.parts):
                 self._wait(call, now)
             else:
@@ -255,7 +252,7 @@ class AmqpClient(ClientConnection):
         if self._link.is_blocked:
             return False
         if is_one_way:
-            return self._confirming is not None and len(self._unconfirmed) < MAX_UNCONFIRMED
+            return self._confirming is not None and len(self._confirming.calls) < MAX_UNCONFIRMED
         return self._calling is not None
 
     def _wait(self, call: Call, now: float) -> None:
@@ -286,17 +283,14 @@ class AmqpClient(ClientConnection):
     def _send(self, call: Call, now: float) -> None:
         call.was_sent = True
         call.tries += 1
-        due = call.deadline
-        if call.flags & ONE_WAY:
-            due = min(due, now + CONFIRM_TIMEOUT_S)
-            self._last_tag += 1
-            call.tag = self._last_tag
-            self._unconfirmed[call.tag] = call
-        self._set_alarm(call, due)
+        is_one_way = call.flags & ONE_WAY
+        self._set_alarm(call, min(call.deadline, now + CONFIRM_TIMEOUT_S) if is_one_way else call.deadline)
         properties = call.properties(now)
-        channel = self._confirming if call.flags & ONE_WAY else self._calling
         try:
-            channel.basic_publish(*call.address, call.envelope, properties, mandatory=True)
+            if self._confirming is not None and is_one_way:
+                self._confirming.publish(call, properties)
+            else:
+                self._calling.basic_publish(*call.address, call.envelope, properties, mandatory=True)
         except AMQPError as error:
             # The channel is closing, and what it was is about to be told to us.
             _log.debug("publish-failed %s", error)
@@ -316,7 +310,8 @@ class AmqpClient(ClientConnection):
         call = self._calls.get(properties.correlation_id or "")
         if call is None or method.routing_key != call.address[1]:
             return
-        self._unconfirmed.pop(call.tag, None)
+        if call.confirming is not None:
+            call.confirming.forget(call)
         now = monotonic()
         self._owners.pop(call.target, None)
         if call.queues:
@@ -379,46 +374,33 @@ class AmqpClient(ClientConnection):
             self._renew(call, now)
         self._hand_out(call, kind, code, flags, body)
 
-    def _confirmed(self, channel: Any, frame: Any) -> None:
-        if channel is not self._confirming:
-            return  # It was given up.
-        method = frame.method
-        tags = [method.delivery_tag]
-        if method.multiple:
-            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
-        is_refused = False
-        for tag in tags:
-            call = self._unconfirmed.pop(tag, None)
-            if call is None or call.tag != tag:
-                continue
-            if method.NAME == "Basic.Nack":
+    def _confirmed(self, confirming: Confirming, calls: list[Call], is_taken: bool) -> None:
+        for call in calls:
+            if not is_taken:
                 self._answer(call, status.UNAVAILABLE, "the broker could not take it")
-                is_refused = True
                 continue
             self._settle(call)
             if call.flags & DURABLE:
                 self._hand_out(call, FINAL, status.ACCEPTED, 0, b"{}")
-        self._changed.set()
-        if is_refused:
+        if not is_taken and confirming is self._confirming:
+            # One that met a quorum queue without a leader may refuse for ever (3.10).
             self._confirm_anew()
+        self._drop_retired()
+        self._changed.set()
         if self._waiting[True]:
             self._flush()
 
     def _confirm_anew(self) -> None:
-        """Take another channel: one that met a quorum queue without a leader may refuse for ever (3.10)."""
-        channel, self._confirming = self._confirming, None
-        if channel is None:
-            return
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        for call in unconfirmed.values():
-            if call.id not in self._calls:
-                continue
-            if call.flags & DURABLE:
-                self._wait(call, monotonic())
-            else:
-                self._answer(call, status.UNAVAILABLE, "the broker has not confirmed it")
-        self._link.drop(channel)
-        self._link.open(self._confirming_opened)
+        """Send no more on the present channel, but on another."""
+        if self._confirming is not None:
+            self._retired.add(self._confirming)
+            self._confirming = None
+            self._link.open(self._confirming_opened)
+
+    def _drop_retired(self) -> None:
+        for confirming in [one for one in self._retired if not one.calls]:
+            self._retired.discard(confirming)
+            self._link.drop(confirming.channel)
 
     def _expire(self, call: Call) -> None:
         if call.id not in self._calls:
@@ -434,7 +416,11 @@ class AmqpClient(ClientConnection):
                 self._tell(call, messages.control_properties(call.id, messages.CANCEL))
             self._answer(call, status.DEADLINE_PASSED, "deadline passed")
         elif call.was_sent:
+            if call.confirming is self._confirming:
+                # Others need not wait behind what has no answer.
+                self._confirm_anew()
             self._answer(call, status.UNAVAILABLE, "the broker has not confirmed it")
+            self._drop_retired()
         elif self._link.is_blocked:
             self._answer(call, status.UNAVAILABLE, "the broker is short of memory or disk")
         elif self._link.connection is None:
@@ -485,6 +471,8 @@ class AmqpClient(ClientConnection):
         if call.slot is not None:
             call.slot.discard(call)
             call.slot = None
+        if call.confirming is not None:
+            call.confirming.forget(call)
         if self._calls.pop(call.id, None) is None:
             return False
         self._waiting[bool(call.flags & ONE_WAY)].pop(call.id, None)

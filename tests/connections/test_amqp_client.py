@@ -14,7 +14,7 @@ from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_client
 from butler_mesh.connections.amqp_client import AmqpClient
 from butler_mesh.connections.base import Delivery
-from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, STREAM
+from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, ONE_WAY, STREAM
 from tests.brokers import Broker, free_port
 from tests.connections.contract import PATIENCE_S, Call, Gate, echo
 from tests.connections.cutting import cut, link_of
@@ -152,11 +152,36 @@ def test_outstanding_confirmations_are_bounded_and_nothing_is_lost(
     for n in range(200):
         Call(client, b"%d" % n, flags=ONE_WAY)
     gevent.sleep(0)
-    assert len(client._unconfirmed) == 10
+    assert len(client._confirming.calls) == 10
     assert len(client._waiting[True]) == 190
     assert client.close(PATIENCE_S) == []
     wait_for(lambda: len(served) == 200)
     assert served == [b"%d" % n for n in range(200)]
+
+
+def test_a_broker_that_refuses_what_is_to_be_stored_is_503_and_the_rest_goes_by_another_channel(
+    rabbit: RabbitEngine,
+) -> None:
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    with rabbit.broker.connect() as connection:
+        channel = connection.channel()
+        for service, arguments in (("full", full), ("empty", {})):
+            channel.queue_declare(f"{service}:durable", durable=True, arguments=arguments)
+        client = a_client(rabbit)
+        before = client._confirming
+        assert before is not None
+        calls = [
+            Call(client, to=service, flags=ONE_WAY | DURABLE)
+            for service in ("full", "full", "empty", "full", "empty")
+        ]
+        assert sorted(call.status for call in calls) == [202, 202, 202, 503, 503]
+        assert [calls[n].status for n in (0, 2, 4)] == [202] * 3
+        wait_for(lambda: client._confirming is not None)
+        assert before.channel.is_closed
+        assert client._confirming is not before
+        assert Call(client, to="empty", flags=ONE_WAY | DURABLE).status == 202
+        assert channel.queue_declare("empty:durable", passive=True).method.message_count == 3
+    rabbit.broker.delete_queues(["full:durable", "empty:durable"])
 
 
 def test_over_what_may_wait_the_answer_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
