@@ -173,7 +173,7 @@ class Client:
         if durable:
             connection, waiter = self._connect(), Waiter()
             if not connection.can_store:
-                raise UsageError("durable requests are for amqp:// addresses, without a passphrase")
+                raise UsageError("durable requests are for amqp:// addresses")
             flags |= ONE_WAY | DURABLE
             call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
             code, reply_flags, reply = waiter.wait(connection, call)

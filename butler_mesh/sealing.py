@@ -17,7 +17,16 @@ from __future__ import annotations
 from butler_mesh import codec, status
 from butler_mesh.errors import Unavailable, UsageError
 from butler_mesh.messages import seconds
-from butler_mesh.protocol.mesh import IDEMPOTENT, ONE_WAY, RAW, STREAM, Malformed, pack_raw, split_raw
+from butler_mesh.protocol.mesh import (
+    DURABLE,
+    IDEMPOTENT,
+    ONE_WAY,
+    RAW,
+    STREAM,
+    Malformed,
+    pack_raw,
+    split_raw,
+)
 from butler_mesh.signing import is_signed, sign
 
 WINDOW_S = 30.0
@@ -31,7 +40,7 @@ LONGEST_PAUSE_S = 3600.0
 LONGEST_MESSAGE = 4096
 """Of what a failure without a seal may say."""
 
-_SIGNED_FLAGS = IDEMPOTENT | ONE_WAY | STREAM
+_SIGNED_FLAGS = IDEMPOTENT | ONE_WAY | STREAM | DURABLE
 
 
 class BrokenSeal(Exception):
@@ -104,7 +113,10 @@ class Seal:
     def open_request(
         self, target: str, envelope: bytes, flags: int, nonces: Nonces, now: float
     ) -> tuple[bytes, int, str]:
-        """Return (envelope, flags, nonce) as they were; raises BrokenSeal, and Unavailable as ``Nonces``."""
+        """Return (envelope, flags, nonce) as they were; raises BrokenSeal, and Unavailable as ``Nonces``.
+
+        A stored (DURABLE) request may come at any time and more than once: that is what it is stored for.
+        """
         head, inner, flags = _take_apart(envelope, flags)
         time_ms, nonce = head.get("time"), head.get("nonce")
         if type(time_ms) is not int or not isinstance(nonce, str):
@@ -115,7 +127,8 @@ class Seal:
         if not is_signed(head.get("signature"), self._key, *fields):
             raise BrokenSeal("the request was sealed with another passphrase")
         # After the signature: strangers must not fill the table.
-        nonces.admit(nonce, time_ms / 1000, now, SENDINGS if flags & IDEMPOTENT else 1)
+        if not flags & DURABLE:
+            nonces.admit(nonce, time_ms / 1000, now, SENDINGS if flags & IDEMPOTENT else 1)
         return inner, flags, nonce
 
     def close_reply(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from butler_mesh import codec
 from butler_mesh.errors import Unavailable, UsageError
-from butler_mesh.protocol.mesh import ATTACHED, IDEMPOTENT, ONE_WAY, RAW, STREAM, pack_raw
+from butler_mesh.protocol.mesh import ATTACHED, DURABLE, IDEMPOTENT, ONE_WAY, RAW, STREAM, pack_raw
 from butler_mesh.sealing import (
     LONGEST_MESSAGE,
     SENDINGS,
@@ -59,7 +59,7 @@ def test_any_byte_that_was_altered_breaks_the_seal(data: st.DataObject) -> None:
         SEAL.open_request("svc", bytes(altered), flags, Nonces(), NOW)
 
 
-@pytest.mark.parametrize("other", [STREAM, ONE_WAY, IDEMPOTENT])
+@pytest.mark.parametrize("other", [STREAM, ONE_WAY, IDEMPOTENT, DURABLE])
 def test_neither_target_nor_flags_can_be_changed_on_the_way(other: int) -> None:
     sealed, flags = closed()
     with pytest.raises(BrokenSeal, match="another passphrase"):
@@ -161,6 +161,15 @@ def test_an_idempotent_request_may_come_again_as_its_router_and_client_may_send_
         SEAL.open_request("svc", sealed, flags, nonces, NOW)
     with pytest.raises(BrokenSeal, match="seen before"):
         SEAL.open_request("svc", sealed, flags, nonces, NOW)
+
+
+def test_a_stored_request_may_come_at_any_time_and_again() -> None:
+    nonces = Nonces(limit=0)
+    sealed, flags = closed(flags=ONE_WAY | DURABLE)
+    for later_s in (0.0, 5.0, 5.0, 100 * WINDOW_S, -1000.0):
+        assert SEAL.open_request("svc", sealed, flags, nonces, NOW + later_s)
+    with pytest.raises(BrokenSeal, match="another passphrase"):
+        SEAL.open_request("svc", sealed, flags & ~DURABLE, nonces, NOW)
 
 
 def test_nonces_are_forgotten_when_their_requests_would_be_refused_anyway() -> None:

@@ -60,8 +60,8 @@ def connect_instance(
     if service.startswith(("mmi.", MANAGEMENT)):
         raise UsageError(f"{service!r}: names that begin with 'mmi.' or 'mgt.' are the router's own")
     if durable:
-        if isinstance(target, RouterNode) or target.scheme not in ("amqp", "amqps") or seal is not None:
-            raise UsageError("a durable service needs an amqp:// address, and no passphrase")
+        if isinstance(target, RouterNode) or target.scheme not in ("amqp", "amqps"):
+            raise UsageError("a durable service needs an amqp:// address")
         options["durable"] = True
     if isinstance(target, RouterNode):
         connection: InstanceConnection = MeshInstance([target.dial], service, paths, **options)

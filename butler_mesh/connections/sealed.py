@@ -24,7 +24,7 @@ from butler_mesh.connections.base import (
     OnReply,
 )
 from butler_mesh.errors import Unavailable
-from butler_mesh.protocol.mesh import FINAL
+from butler_mesh.protocol.mesh import DURABLE, FINAL
 from butler_mesh.sealing import NONCE_LENGTH, BrokenSeal, Nonces, Seal, without_seal
 
 _log = logging.getLogger("butler_mesh.service")
@@ -37,6 +37,7 @@ class SealedClient(ClientConnection):
 
     def __init__(self, inner: ClientConnection, seal: Seal, clock: WallClock = time.time) -> None:
         self._inner = inner
+        self.can_store = inner.can_store
         self._seal = seal
         self._clock = clock
 
@@ -67,12 +68,16 @@ class SealedClient(ClientConnection):
         envelope, flags = self._seal.close_request(
             sealed_for, envelope, flags, nonce=nonce, now=self._clock()
         )
+        opener: OnReply = _Opener(self._seal, nonce, on_reply, is_gathering=scope == ALL)
+        if flags & DURABLE:
+            # What is said of it is the broker's word, by our own engine.
+            opener = on_reply
         return self._inner.submit(
             target,
             envelope,
             deadline=deadline,
             flags=flags,
-            on_reply=_Opener(self._seal, nonce, on_reply, is_gathering=scope == ALL),
+            on_reply=opener,
             window=window,
             scope=scope,
         )

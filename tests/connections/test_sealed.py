@@ -13,12 +13,15 @@ from butler_mesh import codec
 from butler_mesh.calls import Waiter
 from butler_mesh.client import Client
 from butler_mesh.clock import monotonic
+from butler_mesh.connections.amqp_dead import DeadLetters
 from butler_mesh.connections.base import Delivery
 from butler_mesh.connections.sealed import SealedClient, SealedInstance, _Opener
 from butler_mesh.errors import Unavailable
 from butler_mesh.messages import ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL, PARTIAL
 from butler_mesh.sealing import Seal
+from butler_mesh.service import Service
+from tests.brokers import Broker
 from tests.meshes import Mesh, send_raw
 from tests.waiting import wait_for
 
@@ -282,3 +285,34 @@ def test_a_failure_that_no_JSON_could_hold_does_not_keep_the_caller_waiting(mesh
 
     _Opener(Seal(SHARED), "3" * 32, on_reply)(FINAL, 503, 0, b'{"message":"\\ud800"}')
     assert answered == [(FINAL, 503, b'{"message":"?"}')]
+
+
+# --- stored requests --------------------------------------------------------------------------
+
+
+def test_a_stored_request_is_sealed_and_one_of_a_stranger_is_put_with_the_dead(broker: Broker) -> None:
+    seen: list[int] = []
+
+    def work(n: int) -> None:
+        seen.append(n)
+        if len(seen) == 1:
+            raise Unavailable("again, please", status=503)
+
+    address = f"{broker.endpoint}#sealed-jobs"
+    with Service(address, passphrase=SHARED, durable=True) as service:
+        service.register_function(work, "work")
+        service.start()
+        assert service.wait_until_registered(5.0)
+        with (
+            Client(address, passphrase=SHARED) as client,
+            Client(address, passphrase="another") as stranger,
+        ):
+            client.request_nowait(None, "/work", {"n": 1}, durable=True)
+            wait_for(lambda: seen == [1, 1])
+            stranger.request_nowait(None, "/work", {"n": 2}, durable=True)
+            with DeadLetters([broker.endpoint], "sealed-jobs") as dead:
+                wait_for(lambda: dead.count() == 1)
+            client.request_nowait(None, "/work", {"n": 3}, durable=True)
+            wait_for(lambda: seen == [1, 1, 3])
+            assert client.request(None, "/work", {"n": 4}).status_code == 200
+    broker.delete_queues(["sealed-jobs", "sealed-jobs:durable", "sealed-jobs:dead"])
