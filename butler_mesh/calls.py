@@ -17,7 +17,7 @@ from butler_mesh.connections.base import ClientConnection
 from butler_mesh.errors import DeadlineExceeded, UsageError
 from butler_mesh.messages import WID, Body, ServiceResponse, decode_response
 from butler_mesh.protocol.mesh import FINAL
-from butler_mesh.status import CANCELLED, INSTANCE_LOST
+from butler_mesh.status import CANCELLED, DEADLINE_PASSED, INSTANCE_LOST
 
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """What a stream whose sender keeps to no window may have waiting for its reader."""
@@ -105,8 +105,10 @@ class LazyResponse:
 class Answers:
     """An iterator over the answers to a command: (wid, response) of each instance, in the order they come.
 
-    What the mesh itself says of an instance (that it was lost just now) is not an answer, and passed over; at
-    the end the failure of the whole is raised, as NotFound where nobody was there to be asked.
+    What bears nobody's name, as a refusal for want of the passphrase or the mesh's word that an instance was
+    lost just now, is no answer, and passed over. At the end the failure of the whole is raised: NotFound
+    where nobody was there to be asked; where nobody has answered, the last failure that was passed over, or
+    DeadlineExceeded.
     """
 
     def __init__(self, path: str, owner: object = None) -> None:
@@ -117,6 +119,8 @@ class Answers:
         self._connection: ClientConnection | None = None
         self._call: Any = None
         self._is_over = False
+        # What is raised at the end; None once somebody has answered, unless the end itself is a failure.
+        self._failure: ServiceResponse | None = ServiceResponse(DEADLINE_PASSED, "no instance has answered")
 
     def bind(self, connection: ClientConnection, call: Any) -> None:
         """Remember what ``close`` is to cancel."""
@@ -137,13 +141,18 @@ class Answers:
             response = decode_response(status, flags, envelope, self._path)
             wid = response.headers.get(WID, "")
             if wid:
+                self._failure = None
                 return wid, response
-            if self._is_over:
-                response.raise_for_status()
+            if not response.is_success and (self._is_over or self._failure is not None):
+                self._failure = response
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            failure.raise_for_status()
         raise StopIteration
 
     def close(self) -> None:
         """Want no more."""
+        self._failure = None
         if not self._is_over and self._connection is not None:
             self._is_over = True
             self._connection.cancel(self._call)

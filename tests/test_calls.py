@@ -424,6 +424,27 @@ def test_the_only_answer_may_be_the_last() -> None:
     assert [wid for wid, _ in answers] == ["a"]
 
 
+def test_when_nobody_was_heard_what_was_said_in_their_stead_is_raised() -> None:
+    """A refusal bears nobody's name: alone it is the outcome, beside an answer it is not."""
+    refusal = PARTIAL, 401, 0, b'{"message":"it bears no seal"}'
+    answers = Answers("/ping")
+    for reply in (refusal, part("odd"), final()):
+        answers.on_reply(*reply)
+    with pytest.raises(BadRequest, match="it bears no seal"):
+        next(answers)
+    assert list(answers) == []
+    for replies in ([part("odd"), final()], [final()]):
+        silent = Answers("/ping")
+        for reply in replies:
+            silent.on_reply(*reply)
+        with pytest.raises(DeadlineExceeded, match="no instance has answered"):
+            next(silent)
+    heard = Answers("/ping")
+    for reply in (refusal, answer("a"), final()):
+        heard.on_reply(*reply)
+    assert [wid for wid, _ in heard] == ["a"]
+
+
 def test_answers_that_are_closed_are_cancelled_once() -> None:
     connection, call = FakeConnection(), object()
     answers = Answers("/ping")

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from butler_mesh.cli.main import main
 from butler_mesh.service import Service
+from tests.brokers import Broker
 from tests.meshes import Mesh
 from tests.waiting import wait_for
 
@@ -59,6 +60,22 @@ def test_a_failure_is_told_with_whose_it_is(mesh: Mesh) -> None:
     service = mesh.service(passphrase="secret")
     result = command(mesh, "ping", "--wid", service.wid)
     assert result.exit_code == 1
+    assert result.stderr.startswith("401 ")
+
+
+@pytest.mark.parametrize("scheme", ["tcp", pytest.param("amqp", marks=pytest.mark.slow)])
+def test_where_nobody_was_heard_it_is_exit_1(scheme: str, request: pytest.FixtureRequest) -> None:
+    """Also where all that were asked have refused: nothing on stdout is no success."""
+    if scheme == "tcp":
+        address = f"{request.getfixturevalue('mesh').endpoint}/svc"
+    else:
+        broker: Broker = request.getfixturevalue("broker")
+        address = f"{broker.endpoint}//svc"
+        request.addfinalizer(lambda: broker.delete_queues(["svc"]))
+    with Service(address, grace=0.1, passphrase="secret") as service:
+        assert service.wait_until_registered(10.0)
+        result = CliRunner().invoke(main, ["ping", address, "--timeout", "1.5"])
+    assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("401 ")
 
 
