@@ -263,7 +263,7 @@ class Cluster:
     """Some nodes, one at least, in a directory: what ``create`` wrote there, ``open`` reads."""
 
     def __init__(self, home: Path) -> None:
-        self.home = home.absolute()
+        self.home = home.resolve()  # so it is known by whatever way it is named
         written = json.loads((home / "cluster.json").read_text())
         self.password = (home / "password").read_text()
         self._epmd_port: int = written["epmd_port"]
@@ -290,9 +290,11 @@ class Cluster:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(home.iterdir()):
                 raise UsageError(f"{home} is not empty")
+            home.chmod(0o700)  # it may have been there, for all to read
             (home / "home").mkdir()
-            _write_secret(home / "home" / ".erlang.cookie")
-            password = _write_secret(home / "password")
+            password = secrets.token_hex(16)
+            _write_private(home / "password", password, 0o400)
+            _write_private(home / "home" / ".erlang.cookie", secrets.token_hex(16), 0o400)
             epmd_port, *free = free_ports(1 + 2 * nodes)
             ports = list(range(port, port + nodes)) if port else free[:nodes]
             for number, its in enumerate(ports, 1):
@@ -302,8 +304,7 @@ class Cluster:
                 text = CONFIGURATION.format(
                     host=HOST, port=its, user=USER, password=password, more=extra + more
                 )
-                (place / "rabbitmq.conf").write_text(text)
-                (place / "rabbitmq.conf").chmod(0o600)
+                _write_private(place / "rabbitmq.conf", text, 0o600)
                 (place / "plugins").write_text("[].")
                 (place / "advanced.config").write_text("[].")
             pairs = list(zip(ports, free[nodes:], strict=True))
@@ -359,14 +360,21 @@ class Cluster:
 
     def _has_no_epmd(self) -> bool:
         """End the nodes' name server, unless one of them is with it still; tell whether it has ended."""
-        try:
-            with socket.create_connection((HOST, self._epmd_port), timeout=1.0) as epmd:
-                epmd.sendall(b"\0\1k")  # "kill", in its own language
-                epmd.recv(2)
-        except ConnectionRefusedError:
+        if not self._has_epmd():
+            # Whoever listens on its port now is somebody else.
             return True
-        except OSError:
-            pass
+        with suppress(OSError), socket.create_connection((HOST, self._epmd_port), timeout=1.0) as epmd:
+            epmd.sendall(b"\0\1k")  # "kill", in its own language
+            epmd.recv(2)
+        return False
+
+    def _has_epmd(self) -> bool:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if (process / "comm").read_text() == "epmd\n" and _has_in_environment(
+                    process.name, f"HOME={self.home}/home"
+                ):
+                    return True
         return False
 
     @property
@@ -378,12 +386,18 @@ def _name(number: int) -> str:
     return f"mesh{number}@localhost"
 
 
-def _write_secret(path: Path) -> str:
-    secret = secrets.token_hex(16)
-    path.touch(mode=0o600)
-    path.write_text(secret)
-    path.chmod(0o400)
-    return secret
+def _write_private(path: Path, text: str, mode: int) -> None:
+    """Write a new file, which at no time is anybody else's to read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
+
+
+def _has_in_environment(pid: int | str, entry: str) -> bool:
+    """Tell whether a process was started with this; False for those that are other users'."""
+    try:
+        return entry.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _wait(condition: Callable[[], bool], within_s: float) -> bool:

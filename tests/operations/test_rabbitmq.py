@@ -68,6 +68,35 @@ def test_what_was_created_is_opened_with_the_same_ports_and_password(tmp_path: P
     assert "classic_config" not in (tmp_path / "c/1/rabbitmq.conf").read_text()
 
 
+def test_what_holds_the_password_is_at_no_time_for_others_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(path: object, mode: int, **_: object) -> None:
+        assert Path(str(path)).is_dir(), "the file was there before"
+
+    monkeypatch.setattr(os, "chmod", too_late)
+    umask = os.umask(0)
+    try:
+        Cluster.create(tmp_path / "c")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "c/1/rabbitmq.conf").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_empty_directory_that_was_there_becomes_private(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir(mode=0o755)
+    Cluster.create(tmp_path / "c")
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_is_the_same_by_whatever_way_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    made = Cluster.create(tmp_path / "link" / "c")
+    found = Cluster.open(tmp_path / "there" / ".." / "there" / "c")
+    assert found.nodes[0].environment == made.nodes[0].environment
+
+
 def test_nothing_is_written_over_and_nothing_else_is_taken_for_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "somebodys").write_text("work")
     with pytest.raises(UsageError, match="not empty"):
@@ -131,6 +160,14 @@ def test_a_number_that_somebody_else_has_now_is_not_the_node(lone: Cluster) -> N
     (node.home / "pid").write_text("nonsense")
     assert node.pid is None
     lone.stop()
+
+
+def test_whoever_listens_on_the_name_servers_port_now_is_left_alone(lone: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", lone._epmd_port)) as somebodys:
+        lone.stop()
+        somebodys.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            somebodys.accept()
 
 
 @pytest.mark.slow
