@@ -11,6 +11,7 @@ from signal import SIGTERM, Signals
 import pika
 import pytest
 
+from butler_mesh.operations import rabbitmq
 from butler_mesh.operations.rabbitmq import HOST, USER, Cluster, Node, free_ports, programs
 
 
@@ -74,6 +75,20 @@ def needs_rabbitmq() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+def fake(bin_: Path, program: str, text: str) -> None:
+    """Write a shell script of this name, which is found before the real program."""
+    bin_.mkdir(exist_ok=True)
+    (bin_ / program).write_text(f"#!/bin/sh\n{text}\n")
+    (bin_ / program).chmod(0o755)
+
+
+def fake_rabbitmq(monkeypatch: pytest.MonkeyPatch, bin_: Path, text: str) -> None:
+    """Have nodes be this shell script, in the environment of real ones."""
+    fake(bin_, "rabbitmq-server", text)
+    monkeypatch.setattr(rabbitmq, "DEBIAN", bin_)
+    monkeypatch.setattr(rabbitmq.shutil, "which", lambda program: program)
 
 
 @contextmanager

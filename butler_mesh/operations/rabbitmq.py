@@ -109,7 +109,8 @@ class Node:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
             "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(home / "log"),
-            "RABBITMQ_PID_FILE": str(home / "pid"),
+            # By this a process is known as this node; it removes the file long before it ends.
+            "RABBITMQ_PID_FILE": str(home / "rabbitmq.pid"),
             "RABBITMQ_NODENAME": name,
             # The shell becomes Erlang, and does not wait for it: one process, which takes signals itself.
             "RUNNING_UNDER_SYSTEMD": "true",
@@ -134,13 +135,18 @@ class Node:
     @property
     def pid(self) -> int | None:
         """The id of its process, whoever started it; None when it does not run."""
-        if self._child is not None and not self._has_child_ended():
+        if self.is_own:
             return self._child
         try:
             pid = int((self.home / "pid").read_text())
         except (OSError, ValueError):
             return None
         return pid if self._is_ours(pid) else None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this object has started it, and it runs."""
+        return not self._has_child_ended()
 
     def start(self, within_s: float = START_S) -> None:
         """Start it and wait until it takes connections; other greenlets go on. MeshError if it does not."""
@@ -155,7 +161,6 @@ class Node:
         with suppress(OSError):
             socket.create_connection((HOST, self.port), timeout=1.0).close()
             raise UsageError(f"{HOST}:{self.port} is in use by another process")
-        (self.home / "pid").unlink(missing_ok=True)
         program, *arguments = self.command
         out = os.open(self.home / "out.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -171,6 +176,7 @@ class Node:
                 ],
                 setsid=True,  # a Ctrl-C is for whoever started it
             )
+            (self.home / "pid").write_text(str(self._child))
         finally:
             os.close(out)
 
@@ -196,16 +202,16 @@ class Node:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it; with SIGKILL as a crash would. A frozen one is killed in the end. Other greenlets go on."""
-        pid, is_child = self.pid, self._child is not None
+        pid, is_own = self.pid, self.is_own
         if pid is None:
             return
 
         def has_ended() -> bool:
-            # Not the pid file: that is removed long before.
-            return self._has_child_ended() if is_child else not self._is_ours(pid)
+            return self._has_child_ended() if is_own else not self._is_ours(pid)
 
         for number in (how, signal.SIGKILL):
-            self.signal(number)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
             if _wait(has_ended, STOP_S):
                 return
         raise MeshError(f"{self.name} does not end")
@@ -243,11 +249,7 @@ class Node:
 
     def _is_ours(self, pid: int) -> bool:
         """Tell whether a process is this node: not all that has its number is."""
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            return False
-        return f"RABBITMQ_PID_FILE={self.home}/pid".encode() in environment.split(b"\0")
+        return _has_in_environment(pid, f"RABBITMQ_PID_FILE={self.home}/rabbitmq.pid")
 
     def last_words(self) -> str:
         """Return the last lines of its log."""

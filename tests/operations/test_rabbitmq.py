@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import gevent
 import pytest
 
 from butler_mesh.errors import MeshError, UsageError
 from butler_mesh.operations import rabbitmq
 from butler_mesh.operations.rabbitmq import Cluster, Node, free_ports, programs
-from tests.brokers import connect, needs_rabbitmq, running_cluster
+from tests.brokers import connect, fake, fake_rabbitmq, needs_rabbitmq, running_cluster
 from tests.waiting import wait_for
 
 
@@ -33,13 +34,6 @@ def listeners(*pids: int) -> set[str]:
     said = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout
     lines = [line for line in said.splitlines() if any(f"pid={pid}," in line for pid in pids)]
     return {line.split()[3].rpartition(":")[0] for line in lines}
-
-
-def fake(bin_: Path, program: str, text: str) -> None:
-    """Make a program that is found before the real one."""
-    bin_.mkdir(exist_ok=True)
-    (bin_ / program).write_text(f"#!/bin/sh\n{text}\n")
-    (bin_ / program).chmod(0o755)
 
 
 # --- what is written --------------------------------------------------------------------------
@@ -145,9 +139,7 @@ def test_a_taken_port_is_refused(lone: Cluster) -> None:
 def test_a_node_that_ends_at_once_tells_its_last_words(
     lone: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake(tmp_path / "bin", "rabbitmq-server", "echo one; echo two; exit 1")
-    monkeypatch.setattr(rabbitmq, "DEBIAN", tmp_path / "bin")
-    monkeypatch.setattr(rabbitmq.shutil, "which", lambda program: program)
+    fake_rabbitmq(monkeypatch, tmp_path / "bin", "echo one; echo two; exit 1")
     with pytest.raises(MeshError, match=r"mesh1@localhost ended: one \| two"):
         lone.start()
 
@@ -168,6 +160,41 @@ def test_whoever_listens_on_the_name_servers_port_now_is_left_alone(lone: Cluste
         somebodys.setblocking(False)
         with pytest.raises(BlockingIOError):
             somebodys.accept()
+
+
+@pytest.fixture
+def stubborn(lone: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A node that does not end when it is asked to, but removes its pid file, as RabbitMQ does; its pid."""
+    fake_rabbitmq(
+        monkeypatch,
+        tmp_path / "bin",
+        """trap 'rm -f "$RABBITMQ_PID_FILE"' TERM
+        echo $$ > "$RABBITMQ_PID_FILE"
+        while :; do sleep 0.01; done""",
+    )
+    monkeypatch.setattr(rabbitmq, "STOP_S", 0.1)
+    (node,) = lone.nodes
+    node.launch()
+    assert node.pid is not None
+    wait_for((lone.home / "1" / "rabbitmq.pid").exists)
+    return node.pid
+
+
+def test_a_node_that_another_process_started_is_killed_when_it_does_not_end(
+    lone: Cluster, stubborn: int
+) -> None:
+    Cluster.open(lone.home).stop()
+    assert lone.nodes[0].pid is None
+
+
+def test_a_stop_that_was_interrupted_may_be_tried_again(lone: Cluster, stubborn: int) -> None:
+    removed = lone.home / "1" / "rabbitmq.pid"
+    stopping = gevent.spawn(Cluster.open(lone.home).stop)
+    wait_for(lambda: not removed.exists())
+    stopping.kill()
+    assert Cluster.open(lone.home).nodes[0].pid == stubborn
+    Cluster.open(lone.home).stop()
+    assert lone.nodes[0].pid is None
 
 
 @pytest.mark.slow
