@@ -49,7 +49,8 @@ def rabbitmq() -> None:
 def start(directory: Path, nodes: int | None, port: int | None) -> None:
     """Start nodes, one after the other, and print their address. They stay when this command has ended.
 
-    A node takes five seconds. What was stored is there again.
+    A node takes five seconds. What was stored is there again. When one fails, or at Ctrl-C, those that this
+    command has started are stopped; those that ran before go on.
 
     \b
     Examples:
@@ -72,7 +73,7 @@ def start(directory: Path, nodes: int | None, port: int | None) -> None:
     try:
         cluster.start()
     except BaseException as error:
-        cluster.stop()
+        cluster.stop(only_own=True)  # those that ran before are somebody's
         if isinstance(error, MeshError) and not isinstance(error, UsageError):
             raise click.ClickException(str(error)) from error
         raise

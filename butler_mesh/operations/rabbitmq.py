@@ -347,14 +347,17 @@ class Cluster:
         for node in self.nodes:
             node.start()
 
-    def stop(self) -> None:
-        """End all nodes, the first one last, and their name server.
+    def stop(self, *, only_own: bool = False) -> None:
+        """End all nodes, or ``only_own``, which this object has started; the first one last, and with the
+        last one their name server. MeshError for one that does not end.
 
         A node waits at its start for those that ended after it: so the first one waits for nobody.
         """
         for node in reversed(self.nodes):
-            node.stop()
-        _wait(self._has_no_epmd, EPMD_S)
+            if node.is_own or not only_own:
+                node.stop()
+        if all(node.pid is None for node in self.nodes):
+            _wait(self._has_no_epmd, EPMD_S)
 
     def remove(self) -> None:
         """Remove the directory, when all have ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from butler_mesh.cli.main import main
 from butler_mesh.client import Client
-from butler_mesh.operations.rabbitmq import Cluster
+from butler_mesh.operations.rabbitmq import Cluster, Node
 from butler_mesh.service import Service
-from tests.brokers import needs_rabbitmq
+from tests.brokers import fake_rabbitmq, needs_rabbitmq
 from tests.programs import mesh
 
 
@@ -59,6 +60,49 @@ def test_it_starts_nodes_that_carry_a_mesh_and_stops_them(
     finally:
         if home.exists():
             Cluster.open(home).stop()
+
+
+SECOND_FAILS = f"""
+[ "$RABBITMQ_NODENAME" = mesh2@localhost ] && exit 1
+exec {sys.executable} -SE -c '
+import re, socket, sys
+port = re.search(r"listeners.tcp.1 = .*:(\\d+)", open(sys.argv[1]).read())[1]
+listener = socket.create_server(("127.0.0.1", int(port)))
+while True:
+    with listener.accept()[0] as caller:
+        caller.recv(8) and caller.send(b"A")
+' "$RABBITMQ_CONFIG_FILE"
+"""
+"""Of two nodes the second ends at once; the first takes connections."""
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_start_that_fails_stops_what_it_has_started_and_nothing_else(
+    is_interrupted: bool, ran_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_rabbitmq(monkeypatch, tmp_path / "bin", SECOND_FAILS)
+    cluster = Cluster.create(tmp_path / "two", 2)
+    first, second = cluster.nodes
+    try:
+        if ran_before:
+            first.start()
+        pid = first.pid
+        if is_interrupted:
+            wait = Node.wait_until_ready
+
+            def interrupted(node: Node, within_s: float) -> bool:
+                if node.name == second.name:
+                    raise KeyboardInterrupt
+                return wait(node, within_s)
+
+            monkeypatch.setattr(Node, "wait_until_ready", interrupted)
+        result = rabbitmq("start", "--directory", str(cluster.home))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert ("Aborted!" if is_interrupted else "mesh2@localhost ended") in result.stderr
+        assert [first.pid, second.pid] == [pid, None]
+    finally:
+        cluster.stop()
 
 
 def test_another_number_or_port_than_what_is_there_is_one_line_and_exit_2(tmp_path: Path) -> None:
