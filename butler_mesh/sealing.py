@@ -169,6 +169,17 @@ def without_seal(envelope: bytes, flags: int) -> bytes:
     return codec.dumps(kept)
 
 
+def unproven(envelope: bytes, flags: int) -> tuple[bytes, int] | None:
+    """Return (envelope, flags) of what was sealed, with whatever passphrase; None where nothing was.
+
+    To be shown and no more: a seal hides nothing, and here nothing is proven.
+    """
+    try:
+        return _take_apart(envelope, flags)[1:]
+    except BrokenSeal:
+        return None
+
+
 def seal_of(passphrase: str | bytes | None) -> Seal | None:
     """Return the seal of a passphrase, or None for None. Raises UsageError for an empty one."""
     return None if passphrase is None else Seal(passphrase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
     from butler_mesh.connections.amqp_dead import DeadLetters
 
 ALL = 1_000_000
-
-_most = click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="The oldest N of them.  [default: all]"
-)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @click.group(short_help="Stored requests that nobody could serve.")
@@ -40,17 +38,31 @@ def list_(addresses: tuple[str, ...]) -> None:
 
 @dlq.command()
 @click.argument("address")
-@_most
-def show(address: str, limit: int | None) -> None:
-    """Print them, one a line: id, reason, envelope. They stay, behind the rest."""
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=100,  # while they are looked at nobody else gets at them
+    show_default=True,
+    help="The oldest N of them.",
+)
+def show(address: str, limit: int) -> None:
+    """Print them, one a line: id, reason, request. They stay, behind the rest.
+
+    Of a body of bytes only its size is told. A sealed one is shown, too: a seal hides nothing.
+    """
     with _open(address) as (_, dead):
-        for one in dead.show(limit or ALL):
-            click.echo(f"{one.id} {one.reason} {one.envelope.decode('utf-8', 'backslashreplace')}")
+        for one in dead.show(limit):
+            line = f"{one.id} {one.reason} {one.text}"
+            # They are others' words, and the terminal's commands are not among them.
+            click.echo(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line))
 
 
 @dlq.command()
 @click.argument("address")
-@_most
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="The oldest N of them.  [default: all]"
+)
 def redrive(address: str, limit: int | None) -> None:
     """Give them back to the service, which tries each as often as a new one."""
     with _open(address) as (_, dead):

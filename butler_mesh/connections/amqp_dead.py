@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,8 @@ from pika.spec import Basic
 from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable, failure
+from butler_mesh.protocol.mesh import RAW, Malformed, split_raw
+from butler_mesh.sealing import unproven
 
 TIMEOUT_S = 10.0
 """Patience with each of the broker's answers."""
@@ -22,12 +25,27 @@ TIMEOUT_S = 10.0
 @dataclass(frozen=True, slots=True)
 class Dead:
     """One request, why it is here (``rejected``: its handler answered 4xx; ``delivery_limit``: it failed
-    too often), and its envelope."""
+    too often), its envelope and flags as they were stored."""
 
     id: str
     target: str
     reason: str
     envelope: bytes = field(repr=False)
+    flags: int = 0
+
+    @property
+    def text(self) -> str:
+        """The request as a person reads it: its JSON, of bytes how many, and whether it was sealed (which
+        is not to say by whom)."""
+        envelope, flags, rest = self.envelope, self.flags, ""
+        sealed = unproven(envelope, flags)
+        if sealed is not None:
+            (envelope, flags), rest = sealed, " (sealed)"
+        if flags & RAW:
+            with suppress(Malformed):  # then it is shown as it is
+                envelope, parts = split_raw(envelope)
+                rest = f" and {sum(map(len, parts))} bytes{rest}"
+        return envelope.decode("utf-8", "backslashreplace") + rest
 
 
 class DeadLetters:
@@ -68,7 +86,10 @@ class DeadLetters:
         return int(frame.method.message_count)
 
     def show(self, limit: int) -> list[Dead]:
-        """Return the oldest, at most so many. They stay, but behind the rest, where RabbitMQ puts them."""
+        """Return the oldest, at most so many. They stay, but behind the rest, where RabbitMQ puts them.
+
+        Until all of those are here, nobody else gets at them, and all are held in memory.
+        """
         seen: list[Dead] = []
         tag = 0
         for _ in range(min(limit, self.count())):
@@ -79,7 +100,7 @@ class DeadLetters:
             target = messages.request_target(properties, self._home)
             deaths = (properties.headers or {}).get("x-death") or [{}]
             reason = (properties.headers or {}).get("x-first-death-reason") or deaths[0].get("reason", "")
-            seen.append(Dead(properties.correlation_id or "", target, str(reason), body))
+            seen.append(Dead(properties.correlation_id or "", target, str(reason), body, _flags(properties)))
         if tag:
             self._channel.basic_nack(tag, multiple=True, requeue=True)
         return seen
@@ -160,3 +181,10 @@ class DeadLetters:
         if not self._answer.wait(TIMEOUT_S) and not self._answer.ready():
             raise DeadlineExceeded("the broker says nothing")
         return self._answer.get()
+
+
+def _flags(properties: Any) -> int:
+    try:
+        return messages.request_flags(properties)
+    except ValueError:  # nobody of ours has sent it
+        return 0

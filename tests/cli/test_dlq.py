@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner, Result
+from pika import BasicProperties
 
 from butler_mesh.cli.main import main
 from butler_mesh.client import Client
@@ -39,6 +41,38 @@ def test_the_dead_are_listed_shown_given_back_and_thrown_away(address: str) -> N
     wait_for(lambda: "1 jobs" in dlq("ls", address).output)
     assert dlq("purge", address, "--yes").output == "1 thrown away\n"
     assert dlq("show", address).output == ""
+
+
+def test_of_many_the_oldest_hundred_are_shown(address: str, broker: Broker) -> None:
+    with closing(broker.connect()) as connection:
+        channel = connection.channel()
+        for n in range(110):
+            channel.basic_publish("", "jobs:dead", b'{"n":%d}' % n)
+    wait_for(lambda: "111 jobs" in dlq("ls", address).output)
+    assert len(dlq("show", address).output.splitlines()) == 100
+
+
+def test_what_others_have_written_is_one_line_without_commands(address: str, broker: Broker) -> None:
+    with closing(broker.connect()) as connection:
+        odd = BasicProperties(correlation_id="a\nb", headers={"flags": "odd"})
+        connection.channel().basic_publish("", "jobs:dead", b"\x1b[2J\n\x00", odd)
+    wait_for(lambda: "2 jobs" in dlq("ls", address).output)
+    assert dlq("show", address).output.splitlines()[1] == r"a\x0ab  \x1b[2J\x0a\x00"
+
+
+def test_a_sealed_one_is_shown_as_one(broker: Broker, request: pytest.FixtureRequest) -> None:
+    address = f"{broker.endpoint}//sealed"
+    request.addfinalizer(lambda: broker.delete_queues(["sealed", "sealed:durable", "sealed:dead"]))
+    with (
+        Service(address, grace=0.1, durable=True, passphrase="secret") as service,
+        Client(address, passphrase="secret") as client,
+    ):
+        assert service.wait_until_registered(10.0)
+        client.request_nowait("sealed", "/nothing", {"n": 7}, durable=True)
+        wait_for(lambda: "1 sealed" in dlq("ls", address).output)
+        assert dlq("show", address).output.endswith(
+            ' rejected {"path":"/nothing","arguments":{"n":7}} (sealed)\n'
+        )
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:5555/svc", "amqp://127.0.0.1"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from butler_mesh.connections.amqp_dead import DeadLetters
+from butler_mesh.connections.amqp_dead import Dead, DeadLetters
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import BadRequest, NotFound, Unavailable
-from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
+from butler_mesh.messages import ServiceRequest, encode_request
+from butler_mesh.protocol.mesh import DURABLE, ONE_WAY, RAW
+from butler_mesh.sealing import Seal
 from tests.brokers import Broker
 from tests.connections.contract import Call
 from tests.connections.cutting import cut
@@ -84,6 +87,28 @@ def test_where_there_is_none_that_is_told(broker: Broker, dead: Callable[[], Dea
             letters.count()
     with pytest.raises(BadRequest, match="password"):
         DeadLetters([broker.endpoint.replace("mesh:", "mesh:not-")], "svc")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"n": 7}, '{"path":"/a","body":{"n":7}}'),
+        (b"\0\n\xff", '{"path":"/a","single":true} and 3 bytes'),
+        ([b"ab", b"c"], '{"path":"/a"} and 3 bytes'),
+    ],
+)
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_request_is_shown_as_a_person_reads_it(body: Any, text: str, is_sealed: bool) -> None:
+    envelope, flags = encode_request(ServiceRequest("/a", body=body))
+    if is_sealed:
+        envelope, flags = Seal("secret").close_request("svc", envelope, flags, nonce="1" * 32, now=0.0)
+        text += " (sealed)"
+    assert Dead("id", "svc", "rejected", envelope, flags).text == text
+
+
+def test_what_cannot_be_read_is_shown_as_it_is() -> None:
+    for flags in (0, RAW):
+        assert Dead("id", "svc", "rejected", b"\xff{", flags).text == "\\xff{"
 
 
 def test_a_broker_that_goes_is_told(moody: Moody, dead: Callable[[], DeadLetters]) -> None:
