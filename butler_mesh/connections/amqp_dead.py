@@ -15,6 +15,7 @@ from pika.spec import Basic
 from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable, failure
+from butler_mesh.protocol.client import CONNECT_TIMEOUT_S
 from butler_mesh.protocol.mesh import RAW, Malformed, split_raw
 from butler_mesh.sealing import unproven
 
@@ -178,7 +179,10 @@ class DeadLetters:
         return self._wait()
 
     def _wait(self) -> Any:
-        if not self._answer.wait(TIMEOUT_S) and not self._answer.ready():
+        patience_s = TIMEOUT_S if self._link.connection is not None else CONNECT_TIMEOUT_S
+        if not self._answer.wait(patience_s) and not self._answer.ready():
+            if self._link.connection is None:
+                raise Unavailable("no broker can be reached", status=503)
             raise DeadlineExceeded("the broker says nothing")
         return self._answer.get()
 

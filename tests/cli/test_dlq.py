@@ -11,8 +11,9 @@ from pika import BasicProperties
 
 from butler_mesh.cli.main import main
 from butler_mesh.client import Client
+from butler_mesh.connections import amqp_dead
 from butler_mesh.service import Service
-from tests.brokers import Broker
+from tests.brokers import Broker, free_port
 from tests.waiting import wait_for
 
 
@@ -73,6 +74,12 @@ def test_a_sealed_one_is_shown_as_one(broker: Broker, request: pytest.FixtureReq
         assert dlq("show", address).output.endswith(
             ' rejected {"path":"/nothing","arguments":{"n":7}} (sealed)\n'
         )
+
+
+def test_without_a_broker_it_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amqp_dead, "CONNECT_TIMEOUT_S", 0.05)
+    result = dlq("ls", f"amqp://127.0.0.1:{free_port()}//jobs")
+    assert (result.exit_code, result.output) == (1, "Error: no broker can be reached\n")
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:5555/svc", "amqp://127.0.0.1"])

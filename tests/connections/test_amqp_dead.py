@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from butler_mesh.connections import amqp_dead
 from butler_mesh.connections.amqp_dead import Dead, DeadLetters
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import BadRequest, NotFound, Unavailable
 from butler_mesh.messages import ServiceRequest, encode_request
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY, RAW
 from butler_mesh.sealing import Seal
-from tests.brokers import Broker
+from tests.brokers import Broker, free_port
 from tests.connections.contract import Call
 from tests.connections.cutting import cut
 from tests.connections.engines import RabbitEngine
@@ -87,6 +88,12 @@ def test_where_there_is_none_that_is_told(broker: Broker, dead: Callable[[], Dea
             letters.count()
     with pytest.raises(BadRequest, match="password"):
         DeadLetters([broker.endpoint.replace("mesh:", "mesh:not-")], "svc")
+
+
+def test_where_no_broker_is_that_is_told_without_waiting_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amqp_dead, "CONNECT_TIMEOUT_S", 0.05)
+    with pytest.raises(Unavailable, match="no broker can be reached"):
+        DeadLetters([f"amqp://127.0.0.1:{free_port()}"], "svc")
 
 
 @pytest.mark.parametrize(
