@@ -38,6 +38,8 @@ EXIT_DRAIN_S = 1.0
 
 # Clients that a program may end without closing: what they were given to send must not end with it.
 _open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+# The connections of those that nobody holds any more, while they are closed.
+_forgotten: dict[ClientConnection, gevent.Greenlet[..., Any] | None] = {}
 
 
 class Client:
@@ -394,12 +396,22 @@ def _close_clients() -> None:
     for client in list(_open_clients):
         if client._pid == os.getpid() and client._hub is get_hub():
             client.close(EXIT_DRAIN_S)
+    if _forgotten:
+        # Those that a callback has yet to spawn; then what they have to send.
+        gevent.sleep(0)
+        gevent.joinall([closing for closing in _forgotten.values() if closing is not None], EXIT_DRAIN_S)
 
 
 def _close_forgotten(connection: ClientConnection, pid: int, hub: Any) -> None:
     """Close a dropped client's connection in its own hub: garbage may be collected in any thread."""
     if pid == os.getpid() and not hub.dead:
-        hub.loop.run_callback_threadsafe(gevent.spawn, connection.close, EXIT_DRAIN_S)
+        _forgotten[connection] = None
+        hub.loop.run_callback_threadsafe(_spawn_closing, connection)
+
+
+def _spawn_closing(connection: ClientConnection) -> None:
+    closing = _forgotten[connection] = gevent.spawn(connection.close, EXIT_DRAIN_S)
+    closing.rawlink(lambda _: _forgotten.pop(connection, None))
 
 
 def _pause_s(response: ServiceResponse) -> float:

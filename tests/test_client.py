@@ -736,6 +736,27 @@ def test_a_fork_that_uses_nothing_of_the_mesh_disturbs_nobody() -> None:
         assert program.ends() == 0, program.stderr
 
 
+FORGETFUL = """
+    import sys
+    from butler_mesh import Client
+
+    for n in range(3):
+        Client(sys.argv[1]).request_nowait("svc", "/take", {"n": n})
+"""
+
+
+def test_a_program_that_ends_with_a_client_that_nobody_holds_has_sent_what_it_was_given(mesh: Mesh) -> None:
+    taken: list[int] = []
+
+    def take(n: int) -> None:
+        taken.append(n)
+
+    mesh.service(take)
+    with Program.of(FORGETFUL, mesh.endpoint) as program:
+        assert program.ends() == 0, program.stderr
+    wait_for(lambda: sorted(taken) == [0, 1, 2])
+
+
 def test_the_connection_is_one_for_all_ways_to_ask(mesh: Mesh) -> None:
     def parts() -> Iterator[int]:
         yield from range(3)

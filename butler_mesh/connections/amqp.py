@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,11 +22,7 @@ from gevent.hub import get_hub
 from pika import ConnectionParameters, PlainCredentials, SSLOptions
 from pika.adapters.gevent_connection import GeventConnection
 from pika.channel import Channel as PikaChannel
-from pika.exceptions import (
-    AuthenticationError,
-    ProbableAccessDeniedError,
-    ProbableAuthenticationError,
-)
+from pika.exceptions import AuthenticationError
 
 from butler_mesh import status
 from butler_mesh.clock import monotonic
@@ -49,6 +46,9 @@ PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 SHORT_LIFE_S = 1.0
 BATCH_BYTES = 64 * 1024
 """Over this a frame goes out by itself, without being copied to the others of its turn."""
+
+_SAID = re.compile(r"ConnectionClosedByBroker: \((403|530)\) (.*)")
+"""ACCESS_REFUSED for a user or password, NOT_ALLOWED for a vhost."""
 
 _log = logging.getLogger("butler_mesh.connections")
 
@@ -133,6 +133,7 @@ class User(Protocol):
     def down(self, reason: str) -> None: ...
     def on_refused(self, status: int, reason: str) -> None: ...
     def on_unblocked(self) -> None: ...
+    def on_fork(self) -> None: ...
 
 
 class Keeper:
@@ -152,6 +153,8 @@ class Keeper:
         self._services = HubServices()
         self._timer: Any = None
         self._failures = 0
+        # How many in a row.
+        self._refusals = 0
         self._opened_at = 0.0
         self._is_over = False
         self._gone = Event()
@@ -203,7 +206,9 @@ class Keeper:
         if self._is_over:
             return
         self._failures = 0
+        self._gone.clear()
         self._opened_at = monotonic()
+        self._refusals = 0
         self.refusal = None
         self.is_blocked = False
         self.connection = connection
@@ -225,7 +230,8 @@ class Keeper:
             rounds = self._failures // len(self._hosts)
             pause_s = min(MAX_PAUSE_S, PAUSE_S * 2.0 ** min(rounds - 1, 10)) * random.uniform(0.5, 1.0)
         self._try_again(pause_s)
-        if refusal is not None:
+        self._refusals = self._refusals + 1 if refusal else 0
+        if refusal is not None and self._refusals >= len(self._hosts):
             self.refusal = refusal
             self._tell(lambda user: user.on_refused(*refusal))
 
@@ -319,11 +325,16 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _refusal(error: BaseException) -> tuple[int, str] | None:
+    """Return what a broker said that wants no connection of ours; None where it said nothing, was never
+    reached, or has too many connections at present."""
     for cause in _causes(error):
-        if isinstance(cause, ProbableAuthenticationError | AuthenticationError):
-            return status.UNAUTHORIZED, "the broker refuses the user or the password"
-        if isinstance(cause, ProbableAccessDeniedError):
-            return status.FORBIDDEN, "the broker has no such vhost for this user"
+        if isinstance(cause, AuthenticationError):
+            return status.UNAUTHORIZED, "the broker takes no passwords"
+        # pika calls whatever ends a handshake a "probable" refusal; what the broker itself said is in it.
+        said = _SAID.search(str(cause))
+        if said is not None and "limit" not in said[2]:
+            code = status.UNAUTHORIZED if said[1] == "403" else status.FORBIDDEN
+            return code, f"the broker says: {said[2]}"
     return None
 
 

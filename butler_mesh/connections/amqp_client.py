@@ -100,6 +100,7 @@ class AmqpClient(ClientConnection):
             on_down=self._down,
             on_refused=self._refused,
             on_unblocked=self._flush,
+            on_fork=self.abandon,
         )
         self._link.start()
 
@@ -177,6 +178,8 @@ class AmqpClient(ClientConnection):
 
     def abandon(self) -> None:
         self._is_closed = True
+        # What was about to be sent is its owner's affair.
+        self._calls.clear()
         self._link.abandon()
         self._end()
 
@@ -258,7 +261,11 @@ class AmqpClient(ClientConnection):
     def _wait(self, call: Call, now: float) -> None:
         call.was_sent = False
         self._waiting[bool(call.flags & ONE_WAY)][call.id] = call
-        self._set_alarm(call, min(call.deadline, now + self._connect_timeout_s))
+        patience_s = self._connect_timeout_s
+        if call.tries:
+            # It was on its way, and a broker that is started again needs longer than a connection.
+            patience_s = CONFIRM_TIMEOUT_S if call.flags & ONE_WAY else NEVER
+        self._set_alarm(call, min(call.deadline, now + patience_s))
 
     def _send_fresh(self) -> None:
         """Send what was submitted in this turn, or let it wait behind what waits already."""
@@ -314,9 +321,14 @@ class AmqpClient(ClientConnection):
             call.confirming.forget(call)
         now = monotonic()
         self._owners.pop(call.target, None)
+        # It was in nobody's hands.
+        call.tries -= 1
         if call.queues:
             call.queue, *call.queues = call.queues
-            self._send(call, now)
+            if self._has_room(bool(call.flags & ONE_WAY)):
+                self._send(call, now)
+            else:
+                self._wait(call, now)
         elif self._grace_ends_at is not None and now < self._grace_ends_at:
             call.has_waited = True
             self._unknown.append(call)
@@ -339,7 +351,6 @@ class AmqpClient(ClientConnection):
         now = monotonic()
         for call in unknown:
             if call.id in self._calls:
-                call.tries -= 1
                 self._route(call, now)
                 self._wait(call, now)
         self._flush()

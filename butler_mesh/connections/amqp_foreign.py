@@ -91,7 +91,14 @@ class ForeignQueues:
         self._is_ready, self._is_registered = Event(), Event()
         self._running = Group()
         self._is_started = self._is_closed = False
-        self._link = Link(endpoints, "out", on_up=self._up, on_down=self._down, on_refused=self._refused)
+        self._link = Link(
+            endpoints,
+            "out",
+            on_up=self._up,
+            on_down=self._down,
+            on_refused=self._refused,
+            on_fork=self.abandon,
+        )
 
     # --- what others send us ------------------------------------------------------------------
 

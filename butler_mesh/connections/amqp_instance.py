@@ -79,6 +79,8 @@ class AmqpInstance(InstanceConnection):
         for queue in names:
             if queue.startswith("amq.") or len(queue.encode()) > messages.LONGEST_NAME:
                 raise UsageError(f"{queue[:80]!r} cannot be the name of a queue")
+        if service.endswith((messages.durable_queue(""), messages.dead_queue(""))):
+            raise UsageError(f"{service[:80]!r} is the name of another service's queue")
         if not 0 < credit <= MAX_CREDIT:
             raise UsageError(f"a credit is from 1 to {MAX_CREDIT}")
         self.wid = f"{service or 'paths'}-{socket.gethostname()}-{secrets.token_hex(5)}"
@@ -111,7 +113,7 @@ class AmqpInstance(InstanceConnection):
         self._registered = Event()
         self._changed = Event()
         self._pid = os.getpid()
-        self._link = Link(endpoints, "in", on_up=self._up, on_down=self._down)
+        self._link = Link(endpoints, "in", on_up=self._up, on_down=self._down, on_fork=self.abandon)
 
     # --- what services do ---------------------------------------------------------------------
 
@@ -173,6 +175,10 @@ class AmqpInstance(InstanceConnection):
     def abandon(self) -> None:
         self._is_closed = True
         self._channel = None
+        # What has yet to begin here is somebody else's.
+        self._held.clear()
+        for job in self._jobs.values():
+            job.is_over = True
         self._link.abandon()
         self._end()
 
@@ -251,8 +257,9 @@ class AmqpInstance(InstanceConnection):
         for queue in self._queues:
             self._consume(queue)
         if self._is_durable:
-            quorum = {"x-queue-type": "quorum"}
-            channel.queue_declare(messages.dead_queue(self._service), durable=True, arguments=quorum)
+            channel.queue_declare(
+                messages.dead_queue(self._service), durable=True, arguments=messages.DEAD_ARGUMENTS
+            )
             self._consume(messages.durable_queue(self._service))
 
     def _consume(self, queue: str) -> None:
@@ -324,9 +331,10 @@ class AmqpInstance(InstanceConnection):
             return
         if job.target not in (f"{MANAGEMENT}{self._service}", f"{MANAGEMENT}{self.wid}"):
             return  # A key that was cut off is another's, too.
-        if self._running >= self._credit + MAX_OVERDRAFT:
-            return  # Its caller hears nothing by its deadline, as from one that is blocked.
         job.is_command = True
+        if self._running >= self._credit + MAX_OVERDRAFT:
+            self._fail(job, status.UNAVAILABLE, "too many commands at once")
+            return
         self._last_number += 1
         job.number = self._last_number
         self._jobs[job.id] = job

@@ -25,8 +25,8 @@ RESET_PAUSE_S = 1.0
 
 _log = logging.getLogger("butler_mesh.connections")
 
-# By direction, address, process and hub: of those each has its own.
-_keepers: dict[tuple[str, bytes, int, Any], Keeper] = {}
+# By direction, address and hub: of those each has its own.
+_keepers: dict[tuple[str, bytes, Any], Keeper] = {}
 
 
 class Link:
@@ -36,6 +36,7 @@ class Link:
     hub when channels can be opened, ``on_down(reason)`` when those are gone: with the connection, or because
     the broker has closed one. ``on_refused(status, reason)`` says that the broker wants no connection of
     ours: 401 for a wrong user or password, 403 for a vhost that this user may not use. All is tried again.
+    ``on_fork()`` is called in a fork of this process, which is to abandon whatever was its parent's.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class Link:
         on_down: Callable[[str], None],
         on_refused: Callable[[int, str], None] = lambda code, reason: None,
         on_unblocked: Callable[[], None] = lambda: None,
+        on_fork: Callable[[], None] = lambda: None,
     ) -> None:
         # Read here, so that a wrong one is an error where the link is made.
         hosts = [parameters(endpoint) for endpoint in endpoints]
         self._key = direction, _digest(endpoints, hosts)
         self._on_up, self._on_down = on_up, on_down
-        self.on_refused, self.on_unblocked = on_refused, on_unblocked
+        self.on_refused, self.on_unblocked, self.on_fork = on_refused, on_unblocked, on_fork
         self._keeper = Keeper(hosts)
         self._pid = 0
         # The connection, from our on_up to our on_down.
@@ -82,8 +84,7 @@ class Link:
     def start(self) -> None:
         """Begin to connect, or take a place on the connection that is there."""
         self._pid = os.getpid()
-        key = (*self._key, self._pid, get_hub())
-        self._keeper = _keepers.setdefault(key, self._keeper)
+        self._keeper = _keepers.setdefault((*self._key, get_hub()), self._keeper)
         self._keeper.users[self] = None
         if self._keeper.connection is not None:
             get_hub().loop.run_callback(self._join)
@@ -200,6 +201,19 @@ class Link:
         if timer is not None:
             timer.stop()
             timer.close()
+
+
+def _disown_all() -> None:
+    # At once: the hub of a fork has all that its parent's was about to do, with the same sockets.
+    keepers = list(_keepers.values())
+    _keepers.clear()
+    for keeper in keepers:
+        for user in list(keeper.users):
+            user.on_fork()
+        keeper.abandon()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def _digest(endpoints: Sequence[str], hosts: Sequence[ConnectionParameters]) -> bytes:

@@ -193,7 +193,7 @@ class HubServices(
         if self._is_severed:
             callback()
         else:
-            self._loop.run_callback(callback)
+            self._loop.run_callback_threadsafe(callback)
 
     def call_later(self, delay: float, callback: Callback) -> _Timer:
         return _Timer(delay, callback, self._timers)

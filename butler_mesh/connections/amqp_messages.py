@@ -75,6 +75,11 @@ def durable_arguments(service: str) -> dict[str, Any]:
     }
 
 
+DEAD_ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+"""What a queue of the dead is declared with. To look at them counts as a delivery, and RabbitMQ 4 drops what
+was delivered 20 times unless it is told otherwise."""
+
+
 def prefixes(path: str) -> list[str]:
     """Return the queues that may own a path, the longest prefix of whole segments first."""
     head = path.rstrip("/") or "/"

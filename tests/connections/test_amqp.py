@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -191,6 +192,53 @@ def test_a_refusal_is_told_as_one_and_holds_no_password(
     assert link.refusal is not None
     assert link.refusal[0] == code
     assert broker.password not in caplog.text + repr(link.__dict__) + repr(link._keeper.__dict__)
+
+
+def test_a_broker_that_hangs_up_in_the_handshake_has_refused_nobody(
+    broker: Broker, log: Log, start: Callable[[Link], Link], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_connection(("127.0.0.1", broker.port)) as real:
+        real.sendall(b"AMQP\0\0\x09\x01")
+        greeting = real.recv(65536)  # Connection.Start
+
+    def hang_up(peer: Any, _: object) -> None:
+        peer.sendall(greeting)
+        peer.recv(65536)
+        peer.close()
+
+    with closing(StreamServer(("127.0.0.1", 0), hang_up)) as server:
+        server.start()
+        start(log.link(f"amqp://127.0.0.1:{server.server_port}"))
+        wait_for(lambda: caplog.text.count("connect-failed") >= 3)
+        assert log.said == []
+        start(log.link(f"amqp://127.0.0.1:{server.server_port}", broker.endpoint))
+        wait_for(lambda: log.said == ["up"])
+        server.stop(0.0)
+
+
+def test_those_who_wait_are_told_when_all_brokers_have_refused(
+    broker: Broker, log: Log, start: Callable[[Link], Link], caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = broker.endpoint.replace("mesh:", "mesh:not-")
+    start(log.link(wrong, broker.endpoint))
+    wait_for(lambda: log.said == ["up"])
+    start(log.link(wrong, wrong))
+    wait_for(lambda: log.said == ["up", 401])
+    assert caplog.text.count("ACCESS_REFUSED") >= 3
+
+
+@pytest.mark.slow
+def test_too_many_connections_are_no_refusal(
+    broker: Broker, log: Log, start: Callable[[Link], Link], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.control("set_vhost_limits", "-p", "/", '{"max-connections": 0}')
+    start(log.link(broker.endpoint))
+    try:
+        wait_for(lambda: caplog.text.count("connection limit (0) is reached") >= 2)
+        assert log.said == []
+    finally:
+        broker.control("clear_vhost_limits", "-p", "/")
+    wait_for(lambda: log.said == ["up"])
 
 
 @pytest.mark.slow

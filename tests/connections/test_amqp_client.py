@@ -92,6 +92,44 @@ def test_after_a_lost_connection_a_service_that_has_yet_to_return_is_waited_for(
     assert call.status == 200
 
 
+@pytest.mark.parametrize("target", ["/own", "/own/x", "/own/x/y"])
+def test_an_idempotent_call_by_path_is_sent_again_as_well(target: str, rabbit: RabbitEngine) -> None:
+    gate = Gate()
+    rabbit.instance(gate, "", paths=["/own"])
+    client = a_client(rabbit)
+    call = Call(client, to=target, flags=IDEMPOTENT)
+    wait_for(lambda: gate.now == 1)
+    cut(link_of(client))
+    wait_for(lambda: gate.now == 2)
+    gate.open()
+    assert call.status == 200
+
+
+def test_a_client_that_closes_after_an_earlier_cut_stops_what_runs_for_it(rabbit: RabbitEngine) -> None:
+    gate = Gate()
+    rabbit.instance(gate)
+    client = a_client(rabbit)
+    cut(link_of(client))
+    wait_for(lambda: client._calling is None)
+    wait_for(lambda: client._calling is not None)
+    Call(client)
+    wait_for(lambda: gate.now == 1)
+    client.close(1.0)
+    wait_for(lambda: gate.now == 0)
+
+
+def test_a_one_way_request_that_is_returned_waits_for_a_channel_that_confirms(rabbit: RabbitEngine) -> None:
+    gate = Gate()
+    rabbit.instance(gate, "", paths=["/own"])
+    client = a_client(rabbit)
+    Call(client, to="/own/x/y", flags=ONE_WAY)
+    client._send_fresh()
+    client._confirm_anew()
+    wait_for(lambda: gate.now == 1)
+    assert client.close(PATIENCE_S) == []
+    gate.open()
+
+
 def test_a_call_is_sent_again_once_only(rabbit: RabbitEngine) -> None:
     gate = Gate()
     rabbit.instance(gate)
@@ -245,6 +283,7 @@ def test_a_restarted_broker_finds_clients_and_instances_again(rabbit: RabbitEngi
     rabbit.instance(gate)
     client = a_client(rabbit)
     plain = [Call(client) for _ in range(100)]
+    idempotent = [Call(client, flags=IDEMPOTENT, within_s=30.0) for _ in range(1000)]
     wait_for(lambda: gate.now)
     broker.stop(signal.SIGKILL)
     assert {call.status for call in plain} == {502}
@@ -256,6 +295,7 @@ def test_a_restarted_broker_finds_clients_and_instances_again(rabbit: RabbitEngi
     instance = rabbit._opened[0]
     assert instance.wait_until_registered(PATIENCE_S)  # type: ignore[union-attr]
     assert Call(client).status == 200
+    assert {call.final(30.0).status for call in idempotent} == {200}
 
 
 def test_the_owner_of_a_path_is_remembered_and_found_again(rabbit: RabbitEngine) -> None:
@@ -276,8 +316,7 @@ def test_a_fork_leaves_the_connection_to_its_parent(rabbit: RabbitEngine) -> Non
     pid = os.fork()  # not gevent.os.fork, which would reap the children of other tests
     if not pid:
         try:
-            client.abandon()
-            os._exit(0)
+            os._exit(0 if client._is_closed and not link_of(client)._keeper.users else 1)
         finally:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0

@@ -89,6 +89,30 @@ def test_a_request_whose_cut_off_instance_comes_back_is_answered_by_it(rabbit: R
     assert len(gate.arrived) == 3
 
 
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_what_ends_while_an_instance_closes_is_answered_also_after_an_earlier_cut(
+    is_stored: bool, durable: RabbitEngine
+) -> None:
+    gate = Gate()
+    instance = durable.instance(gate, durable=is_stored)
+    client = durable.client()
+    cut(link_of(instance))
+    wait_for(lambda: link_of(instance).connection is None)
+    assert instance.wait_until_registered(PATIENCE_S)
+    call = Call(client, flags=STORED if is_stored else 0)
+    wait_for(lambda: gate.now == 1)
+    closing = gevent.spawn(instance.close, PATIENCE_S)
+    gevent.sleep(0)
+    gate.open()
+    closing.get(timeout=PATIENCE_S)
+    assert call.status == 202 if is_stored else 200
+    # It comes to nobody again.
+    durable.instance(gate, durable=is_stored)
+    call = Call(client, flags=STORED if is_stored else 0)
+    wait_for(lambda: gate.left == 2)
+    assert len(gate.arrived) == 2
+
+
 def test_what_was_answered_while_cut_off_is_502(rabbit: RabbitEngine) -> None:
     gate = Gate()
     instance = rabbit.instance(gate)

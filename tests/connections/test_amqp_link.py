@@ -17,6 +17,7 @@ from tests.brokers import Broker
 from tests.connections.contract import Call, Gate, echo
 from tests.connections.cutting import cut, link_of
 from tests.connections.engines import RabbitEngine
+from tests.programs import Program
 from tests.waiting import wait_for
 
 
@@ -178,3 +179,48 @@ def test_an_instance_that_vanishes_leaves_its_work_to_its_neighbour(rabbit: Rabb
     assert begun.status == 502
     assert waiting[0].status == 200
     assert Call(client).status == 200
+
+
+FORK = """
+    import os, sys
+    import gevent
+    from butler_mesh import Client, Service
+
+    address = sys.argv[1]
+    seen = []
+
+    def pid(n=0):
+        seen.append(n)
+        gevent.sleep(0.001)
+        return os.getpid()
+
+    with Service(address) as service, Client(address) as client:
+        service.register_function(pid)
+        service.start()
+        assert service.wait_until_registered(5.0)
+        assert client.rpc().pid() == os.getpid()
+        # On their way, or about to be, when the process forks.
+        lazy = [client.request_lazy(None, "/pid", {"n": n}) for n in range(1, 11)]
+        for n in range(11, 21):
+            client.request_nowait(None, "/pid", {"n": n})
+        child = os.fork()
+        if child == 0:
+            gevent.sleep(1.0)  # whatever its hub would do with what it inherited
+            os._exit(0 if seen == [0] else 1)
+        assert {call.get().body for call in lazy} == {os.getpid()}
+        for n in range(21, 321):
+            assert client.rpc().pid(n) == os.getpid()
+        with gevent.Timeout(5.0):
+            while len(seen) < 321:
+                gevent.sleep(0.01)
+        assert sorted(seen) == list(range(321)), seen
+        assert client.close() == []
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.slow
+def test_a_fork_that_only_turns_its_hub_takes_nothing_of_its_parents(broker: Broker) -> None:
+    with Program.of(FORK, f"{broker.endpoint}#forked") as program:
+        assert program.ends() == 0, program.stderr
+    broker.delete_queues(["forked"])
