@@ -333,8 +333,9 @@ def _refusal(error: BaseException) -> tuple[int, str] | None:
         # pika calls whatever ends a handshake a "probable" refusal; what the broker itself said is in it.
         said = _SAID.search(str(cause))
         if said is not None and "limit" not in said[2]:
-            code = status.UNAUTHORIZED if said[1] == "403" else status.FORBIDDEN
-            return code, f"the broker says: {said[2]}"
+            if said[1] == "403":
+                return status.UNAUTHORIZED, f"the broker refuses the user or the password: {said[2]}"
+            return status.FORBIDDEN, f"the broker refuses the vhost: {said[2]}"
     return None
 
 

@@ -98,6 +98,15 @@ class Call:
             (messages.CONTROL_EXCHANGE, messages.control_key(self.queue)) if self.scope else ("", self.queue)
         )
 
+    @property
+    def control_address(self) -> tuple[str, str]:
+        """Where to tell whoever has it something: its own queue, where it has shown itself, or all."""
+        return (
+            ("", self.control)
+            if self.control
+            else (messages.CONTROL_EXCHANGE, messages.control_key(self.queue))
+        )
+
     def properties(self, now: float) -> BasicProperties:
         """Return what it is published with, at a time of the monotonic clock."""
         remaining_ms = 0x7FFFFFFF

@@ -22,6 +22,8 @@ from butler_mesh.connections.amqp_call import Call
 from butler_mesh.connections.amqp_confirming import Confirming
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_loop import Alarm
+from butler_mesh.connections.amqp_owners import Owners
+from butler_mesh.connections.amqp_waiting import Waiting
 from butler_mesh.connections.base import ALL, MANAGEMENT, ClientConnection, OnReply
 from butler_mesh.errors import Closed
 from butler_mesh.protocol import mesh
@@ -32,8 +34,6 @@ from butler_mesh.protocol.wheel import NEVER
 
 MAX_UNCONFIRMED = 1000
 """One-way requests on their way at once: what comes after them waits for the broker's word."""
-MAX_WAITING = 20_000
-"""Requests that wait for a connection or for confirmations; over it the answer is 503."""
 CONFIRM_TIMEOUT_S = 10.0
 """How long the broker may be silent about a one-way request: some milliseconds are usual, and for ever
 is what it takes when most of a cluster is gone."""
@@ -44,9 +44,6 @@ REGISTER_GRACE_S = 0.0
 gives its services some seconds; a broker remembers, and what it does not know is not there."""
 RETURN_GRACE_S = 5.0
 """How long after any other connection: where a broker crashed, services have yet to return as well."""
-MEMORY_S = 5.0
-"""How long the owner of a path is remembered: a longer prefix may be claimed meanwhile."""
-MAX_MEMORIES = 1000
 CLOSE_S = 1.0
 """Patience with the broker's goodbye."""
 
@@ -72,9 +69,8 @@ class AmqpClient(ClientConnection):
         self._name = secrets.token_hex(6)
         self._last_id = 0
         self._calls: dict[str, Call] = {}
-        # Those that wait for a connection, a broker with memory, or confirmations: by whether they are
-        # one-way, and then by id, in their order.
-        self._waiting: dict[bool, dict[str, Call]] = {False: {}, True: {}}
+        # By whether they are one-way.
+        self._waiting = {False: Waiting(), True: Waiting()}
         # Those of this turn, which are published at its end: one that is cancelled before is never sent.
         # pika would write them no earlier.
         self._fresh: list[Call] = []
@@ -83,10 +79,11 @@ class AmqpClient(ClientConnection):
         self._confirming: Confirming | None = None
         # Those that nothing more is sent on, until the broker has said its word on what was.
         self._retired: set[Confirming] = set()
-        # Path -> (the prefix that has an owner, until when we believe it).
-        self._owners: dict[str, tuple[str, float]] = {}
+        self._owners = Owners()
         # Calls to be told their last reply, in the next turn: never within submit.
         self._replies: list[tuple[Call, int, bytes]] = []
+        # Ids of calls given up in this turn, by whom to tell.
+        self._cancels: dict[tuple[str, str], list[str]] = {}
         self._refusals: deque[tuple[int, str]] = deque(maxlen=100)
         self._alarm: Alarm[Call] = Alarm(self._expire)
         self._again: Any = None
@@ -149,12 +146,15 @@ class AmqpClient(ClientConnection):
         if call.flags & ONE_WAY and call.was_sent:
             return  # The broker's word is awaited all the same.
         if self._settle(call):
-            self._tell(call, messages.control_properties(call.id, messages.CANCEL))
+            self._give_up(call)
 
     def grant(self, call: Call, parts: int) -> None:
         if call.id in self._calls:
             self._renew(call, monotonic())
-            self._tell(call, messages.control_properties(call.id, messages.WINDOW, parts))
+            if call.was_sent:
+                self._tell(
+                    *call.control_address, messages.control_properties(call.id, messages.WINDOW, parts)
+                )
 
     def close(self, drain_s: float) -> list[tuple[int, str]]:
         if not self._is_closed:
@@ -163,13 +163,14 @@ class AmqpClient(ClientConnection):
             self._send_fresh()
             for call in list(self._calls.values()):
                 if not call.flags & ONE_WAY:
-                    self._tell(call, messages.control_properties(call.id, messages.CANCEL))
+                    self._give_up(call)
                     self._answer(call, status.CANCELLED, "the client was closed")
             while self._calls and monotonic() < until:
                 self._changed.clear()
                 self._changed.wait(max(0.0, until - monotonic()))
             for call in list(self._calls.values()):
                 self._answer(call, status.CANCELLED, "the client was closed")
+            self._send_cancels()
             self._link.close(CLOSE_S)
             self._end()
             # One turn more: it tells those whose calls have failed just now.
@@ -227,8 +228,7 @@ class AmqpClient(ClientConnection):
             self._answer(call, code, reason)
 
     def _route(self, call: Call, now: float) -> None:
-        owner, believed_until = self._owners.get(call.target, ("", 0.0))
-        call.route(owner if now < believed_until else "")
+        call.route(self._owners.of(call.target, now))
 
     # --- on the way ---------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class AmqpClient(ClientConnection):
                 return self._link.refusal
         elif connection.unsent_bytes + self._fresh_bytes > MAX_OUTBOX_BYTES:
             return status.UNAVAILABLE, "too much waits to be sent"
-        if len(self._waiting[bool(call.flags & ONE_WAY)]) >= MAX_WAITING:
+        if self._waiting[bool(call.flags & ONE_WAY)].is_full:
             return status.UNAVAILABLE, "too much waits to be sent"
         return None
 
@@ -260,7 +260,7 @@ class AmqpClient(ClientConnection):
 
     def _wait(self, call: Call, now: float) -> None:
         call.was_sent = False
-        self._waiting[bool(call.flags & ONE_WAY)][call.id] = call
+        self._waiting[bool(call.flags & ONE_WAY)].add(call)
         patience_s = self._connect_timeout_s
         if call.tries:
             # It was on its way, and a broker that is started again needs longer than a connection.
@@ -285,7 +285,7 @@ class AmqpClient(ClientConnection):
         now = monotonic()
         for is_one_way, waiting in self._waiting.items():
             while waiting and self._has_room(is_one_way):
-                self._send(waiting.pop(next(iter(waiting))), now)
+                self._send(waiting.pop(), now)
 
     def _send(self, call: Call, now: float) -> None:
         call.was_sent = True
@@ -302,15 +302,23 @@ class AmqpClient(ClientConnection):
             # The channel is closing, and what it was is about to be told to us.
             _log.debug("publish-failed %s", error)
 
-    def _tell(self, call: Call, properties: BasicProperties) -> None:
+    def _tell(self, exchange: str, key: str, properties: BasicProperties, body: bytes = b"") -> None:
         """Tell whoever has a call something about it."""
-        if not call.was_sent or self._calling is None or not self._calling.is_open:
-            return
-        if call.control:
-            self._calling.basic_publish("", call.control, b"", properties)
-        else:
-            key = messages.control_key(call.queue)
-            self._calling.basic_publish(messages.CONTROL_EXCHANGE, key, b"", properties)
+        if self._calling is not None and self._calling.is_open:
+            self._calling.basic_publish(exchange, key, body, properties)
+
+    def _give_up(self, call: Call) -> None:
+        """Tell whoever has a call, at the end of the turn, that nobody waits for it."""
+        if call.was_sent:
+            if not self._cancels:
+                get_hub().loop.run_callback(self._send_cancels)
+            self._cancels.setdefault(call.control_address, []).append(call.id)
+
+    def _send_cancels(self) -> None:
+        # All instances of a service hear each of these: a thousand calls that expire together are one.
+        cancels, self._cancels = self._cancels, {}
+        for address, ids in cancels.items():
+            self._tell(*address, messages.control_properties("", messages.CANCEL), " ".join(ids).encode())
 
     def _returned(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
         """Nobody reads that queue: it is tried at the next, or there is no such service."""
@@ -320,7 +328,7 @@ class AmqpClient(ClientConnection):
         if call.confirming is not None:
             call.confirming.forget(call)
         now = monotonic()
-        self._owners.pop(call.target, None)
+        self._owners.forget(call.target)
         # It was in nobody's hands.
         call.tries -= 1
         if call.queues:
@@ -371,10 +379,8 @@ class AmqpClient(ClientConnection):
             # There may be others, who answer as well.
             call.parts += 1
             kind = PARTIAL
-        elif call.queue != call.target and call.target not in self._owners:
-            if len(self._owners) >= MAX_MEMORIES:
-                self._owners.clear()
-            self._owners[call.target] = (call.queue, now + MEMORY_S)
+        elif call.queue != call.target:
+            self._owners.learn(call.target, call.queue, now)
         if kind == FINAL:
             self._settle(call)
         elif call.scope != ALL:
@@ -424,7 +430,7 @@ class AmqpClient(ClientConnection):
             # (Of what is to be stored the deadline is its handler's: here it only ends the wait for the
             # broker.) It may have been long on its way, and its time in the queue begins there.
             if not call.flags & ONE_WAY:
-                self._tell(call, messages.control_properties(call.id, messages.CANCEL))
+                self._give_up(call)
             self._answer(call, status.DEADLINE_PASSED, "deadline passed")
         elif call.was_sent:
             if call.confirming is self._confirming:
@@ -486,6 +492,6 @@ class AmqpClient(ClientConnection):
             call.confirming.forget(call)
         if self._calls.pop(call.id, None) is None:
             return False
-        self._waiting[bool(call.flags & ONE_WAY)].pop(call.id, None)
+        self._waiting[bool(call.flags & ONE_WAY)].discard(call)
         self._changed.set()
         return True

@@ -12,6 +12,7 @@ from pika import BasicProperties
 from butler_mesh import status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.amqp_clocks import Clocks
 from butler_mesh.connections.base import Delivery
 from butler_mesh.connections.engine import FLUSH_BYTES, WINDOW_PATIENCE_S
 from butler_mesh.connections.workers import Worker
@@ -25,6 +26,8 @@ FLUSH_LOOK_S = 0.005
 
 class Instance(Protocol):
     """What a delivery needs of the instance that has accepted it."""
+
+    clocks: Clocks
 
     @property
     def unsent_bytes(self) -> int: ...
@@ -75,7 +78,7 @@ class AmqpDelivery(Delivery):
         self.target = messages.request_target(properties, queue)
         self.envelope = envelope
         self.flags = messages.request_flags(properties)
-        left_s = messages.remaining_s(properties, int(time.time() * 1000))
+        left_s = messages.remaining_s(properties, instance.clocks, int(time.time() * 1000), now)
         self.deadline = NEVER if left_s is None else now + left_s
         self.patience_s = left_s if left_s is not None and self.flags & STREAM else 0.0
         self.window = messages.number(properties, "window", 0)

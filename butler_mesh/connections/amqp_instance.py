@@ -21,6 +21,7 @@ from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
 from butler_mesh.connections.amqp import Connection, has_transient_queues
+from butler_mesh.connections.amqp_clocks import Clocks
 from butler_mesh.connections.amqp_delivery import AmqpDelivery
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.connections.amqp_loop import Alarm
@@ -84,6 +85,7 @@ class AmqpInstance(InstanceConnection):
         if not 0 < credit <= MAX_CREDIT:
             raise UsageError(f"a credit is from 1 to {MAX_CREDIT}")
         self.wid = f"{service or 'paths'}-{socket.gethostname()}-{secrets.token_hex(5)}"
+        self.clocks = Clocks()
         self._credit = credit
         self._expires_ms = max(1, int(absent_grace_s * 1000))
         self._handler: Handler | None = None
@@ -470,13 +472,8 @@ class AmqpInstance(InstanceConnection):
             return
         job = self._jobs.get(id_)
         if properties.type == messages.CANCEL:
-            if job is not None:
-                # In a callback of its own, as handlers begin: what is stopped runs its ``finally``.
-                get_hub().loop.run_callback(self._stop, job, status.CANCELLED, "the caller gave up")
-            else:
-                self._cancelled[id_] = None
-                if len(self._cancelled) > MAX_CANCELLED:
-                    del self._cancelled[next(iter(self._cancelled))]
+            for cancelled in body.decode("ascii", "replace").split():
+                self._cancel(cancelled)
         elif properties.type == messages.WINDOW and job is not None:
             try:
                 job.window += max(0, messages.number(properties, "parts"))
@@ -485,6 +482,16 @@ class AmqpInstance(InstanceConnection):
             self._renew(job)
             if job.window_opened is not None:
                 job.window_opened.set()
+
+    def _cancel(self, id_: str) -> None:
+        job = self._jobs.get(id_)
+        if job is not None:
+            # In a callback of its own, as handlers begin: what is stopped runs its ``finally``.
+            get_hub().loop.run_callback(self._stop, job, status.CANCELLED, "the caller gave up")
+        else:
+            self._cancelled[id_] = None
+            if len(self._cancelled) > MAX_CANCELLED:
+                del self._cancelled[next(iter(self._cancelled))]
 
     def _wait_until_idle(self, until: float) -> None:
         while self._running > 0 and monotonic() < until:

@@ -217,6 +217,7 @@ os.register_at_fork(after_in_child=_disown_all)
 
 
 def _digest(endpoints: Sequence[str], hosts: Sequence[ConnectionParameters]) -> bytes:
-    """Return what tells addresses and passwords apart, and no more of them."""
-    text = repr([(endpoint, vars(host.credentials)) for endpoint, host in zip(endpoints, hosts, strict=True)])
+    """Return what tells addresses and passwords apart, in whatever order they are, and no more of them."""
+    pairs = zip(endpoints, hosts, strict=True)
+    text = repr(sorted((endpoint, repr(vars(host.credentials))) for endpoint, host in pairs))
     return blake2b(text.encode()).digest()

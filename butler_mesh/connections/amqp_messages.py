@@ -14,8 +14,9 @@
     part, final                                                   to the request's reply_to
               correlation_id  the request's     reply_to  the instance's own queue (parts)
               headers  status, flags
-    cancel, window                                                to the instance's own queue, or to all
-              correlation_id  the request's     headers  parts (window)
+    window                                                        to the instance's own queue, or to all
+              correlation_id  the request's     headers  parts
+    cancel    as window; its body is the ids of the requests, with spaces between
 
 The kind is the message's ``type``. All instances of a service bind their own queues to the exchange
 ``amq.direct`` by the service's name, so whoever has a request is found without knowing who has it.
@@ -27,6 +28,7 @@ from typing import Any
 
 from pika import BasicProperties
 
+from butler_mesh.connections.amqp_clocks import Clocks
 from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, ONE_WAY, PARTIAL, RAW, STREAM
 
 REQUEST, PART, FINAL_REPLY, CANCEL, WINDOW = "request", "part", "final", "cancel", "window"
@@ -154,19 +156,16 @@ def request_target(properties: BasicProperties, queue: str) -> str:
     return target.decode("utf-8", "replace") if isinstance(target, bytes) else str(target)
 
 
-def remaining_s(properties: BasicProperties, wall_ms: int) -> float | None:
-    """Return the seconds that are left of a request's time; None where it has no end.
-
-    The broker hands out nothing that has expired. So a message that seems to have waited longer than it
-    may tells of two clocks that differ, and has all its time again.
-    """
+def remaining_s(properties: BasicProperties, clocks: Clocks, wall_ms: int, now: float) -> float | None:
+    """Return the seconds that are left of a request's time; None where it has no end."""
     if not properties.expiration:
         # A stored request waits for as long as it takes; its time begins with its handler.
         patience_ms = number(properties, "patience", 0)
         return patience_ms / 1000.0 if patience_ms > 0 else None
     total = int(properties.expiration)
-    sent = number(properties, "sent", wall_ms)
-    waited = max(0, wall_ms - sent)
+    client = (properties.correlation_id or "").partition(".")[0]
+    waited = clocks.waited_ms(client, number(properties, "sent", wall_ms), wall_ms, now)
+    # The broker hands out nothing that has expired: what seems to have was sent before a clock was set.
     return (total - waited if waited < total else total) / 1000.0
 
 

@@ -35,9 +35,7 @@ def connect_client(
     if isinstance(target, RouterNode):
         connection: ClientConnection = MeshClient([target.dial], **options)
     else:
-        # Each client has its own favourite: so several routers share the work, and each is another's reserve.
-        endpoints = random.sample(target.endpoints, k=len(target.endpoints))
-        connection = _engine(target).client(endpoints, **options)
+        connection = _engine(target).client(_shuffled(target.endpoints), **options)
     return connection if seal is None else SealedClient(connection, seal)
 
 
@@ -71,7 +69,7 @@ def connect_instance(
             [engine.instance([endpoint], service, paths, **options) for endpoint in target.endpoints]
         )
     else:
-        connection = _engine(target).instance(target.endpoints, service, paths, **options)
+        connection = _engine(target).instance(_shuffled(target.endpoints), service, paths, **options)
     # Around all of them, so that what one has taken is a repetition at the others.
     return connection if seal is None else SealedInstance(connection, seal, service, paths)
 
@@ -88,6 +86,11 @@ def connect_queues(address: str, exchange: str, **options: Any) -> ForeignQueues
     from butler_mesh.connections.amqp_foreign import ForeignQueues
 
     return ForeignQueues(parsed.endpoints, exchange, **options)
+
+
+def _shuffled(endpoints: Sequence[str]) -> list[str]:
+    # Each has its own favourite: so routers, and nodes, share the work, and each is another's reserve.
+    return random.sample(endpoints, k=len(endpoints))
 
 
 def _engine(address: Address) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from butler_mesh import codec
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_client
+from butler_mesh.connections import amqp_client, amqp_waiting
 from butler_mesh.connections.amqp_client import AmqpClient
 from butler_mesh.connections.base import Delivery
 from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, ONE_WAY, STREAM
@@ -215,7 +215,7 @@ def test_a_broker_that_refuses_what_is_to_be_stored_is_503_and_the_rest_goes_by_
         assert sorted(call.status for call in calls) == [202, 202, 202, 503, 503]
         assert [calls[n].status for n in (0, 2, 4)] == [202] * 3
         wait_for(lambda: client._confirming is not None)
-        assert before.channel.is_closed
+        wait_for(lambda: before.channel.is_closed)
         assert client._confirming is not before
         assert Call(client, to="empty", flags=ONE_WAY | DURABLE).status == 202
         assert channel.queue_declare("empty:durable", passive=True).method.message_count == 3
@@ -223,7 +223,7 @@ def test_a_broker_that_refuses_what_is_to_be_stored_is_503_and_the_rest_goes_by_
 
 
 def test_over_what_may_wait_the_answer_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amqp_client, "MAX_WAITING", 3)
+    monkeypatch.setattr(amqp_waiting, "MAX_WAITING", 3)
     client = AmqpClient([f"amqp://127.0.0.1:{free_port()}"])
     calls = []
     for _ in range(5):
@@ -302,7 +302,7 @@ def test_the_owner_of_a_path_is_remembered_and_found_again(rabbit: RabbitEngine)
     rabbit.instance(lambda delivery: delivery.reply(200, b"a"), "", paths=["/a"])
     client = a_client(rabbit)
     assert Call(client, to="/a/b/c/d").final().envelope == b"a"
-    assert client._owners["/a/b/c/d"][0] == "/a"
+    assert client._owners.of("/a/b/c/d", monotonic()) == "/a"
     assert Call(client, to="/a/b/c/d").final().envelope == b"a"
     rabbit.instance(lambda delivery: delivery.reply(200, b"b"), "", paths=["/a/b/"])
     rabbit.broker.delete_queues(["/a"])

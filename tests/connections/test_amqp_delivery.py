@@ -11,6 +11,7 @@ from pika import BasicProperties
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_delivery
 from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.amqp_clocks import Clocks
 from butler_mesh.connections.amqp_delivery import AmqpDelivery
 from butler_mesh.errors import Stopped
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY, STREAM
@@ -22,6 +23,7 @@ class FakeInstance:
     unsent_bytes = 0
 
     def __init__(self) -> None:
+        self.clocks = Clocks()
         self.replies: list[Any] = []
 
     def reply(self, job: AmqpDelivery, code: int, envelope: bytes, flags: int, *, final: bool) -> None:

@@ -13,7 +13,7 @@ from pika.exceptions import ChannelClosedByBroker
 from butler_mesh.connections import amqp_link
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.protocol.mesh import ONE_WAY
-from tests.brokers import Broker
+from tests.brokers import Broker, free_port
 from tests.connections.contract import Call, Gate, echo
 from tests.connections.cutting import cut, link_of
 from tests.connections.engines import RabbitEngine
@@ -67,6 +67,20 @@ def test_all_of_one_direction_share_a_connection(place: Callable[..., Place]) ->
     assert first.link.connection is second.link.connection is third.link.connection
     assert other.link.connection is not first.link.connection
     assert len({id(one.channel) for one in (first, second, third)}) == 3
+
+
+def test_brokers_are_the_same_in_whatever_order(broker: Broker, place: Callable[..., Place]) -> None:
+    there, away = broker.endpoint, f"amqp://127.0.0.1:{free_port()}"
+    links = [
+        Link(endpoints, "out", on_up=lambda: None, on_down=lambda _: None)
+        for endpoints in ([there, away], [away, there])
+    ]
+    for link in links:
+        link.start()
+    wait_for(lambda: all(link.connection for link in links))
+    assert links[0].connection is links[1].connection
+    for link in links:
+        link.close(1.0)
 
 
 def test_whoever_leaves_closes_its_channels_and_the_last_one_the_connection(

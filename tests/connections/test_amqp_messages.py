@@ -6,6 +6,7 @@ import pytest
 from pika import BasicProperties
 
 from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections.amqp_clocks import Clocks
 from butler_mesh.protocol.mesh import FINAL, IDEMPOTENT, ONE_WAY, PARTIAL, RAW, STREAM
 
 
@@ -67,12 +68,14 @@ def test_a_requests_target_arrives(target: str) -> None:
         (99_000, 3.0),
     ],
 )
-def test_the_time_in_the_queue_is_taken_off_unless_clocks_differ(wall_ms: int, left_s: float) -> None:
-    assert messages.remaining_s(a_request(), wall_ms) == left_s
+def test_the_time_in_the_queue_is_taken_off_unless_a_clock_was_set(wall_ms: int, left_s: float) -> None:
+    clocks = Clocks()
+    assert messages.remaining_s(a_request(), clocks, 10_000, 0.0) == 3.0
+    assert messages.remaining_s(a_request(), clocks, wall_ms, 0.0) == left_s
 
 
 def test_a_request_without_an_end_has_none() -> None:
-    assert messages.remaining_s(BasicProperties(), 0) is None
+    assert messages.remaining_s(BasicProperties(), Clocks(), 0, 0.0) is None
 
 
 @pytest.mark.parametrize(("final", "kind"), [(True, FINAL), (False, PARTIAL)])
