@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import secrets
 import select
 import signal
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from logging.handlers import DatagramHandler, TimedRotatingFileHandler
 from multiprocessing.context import ForkProcess
+from textwrap import indent
 from typing import Any
 
 from butler_mesh import codec
@@ -34,6 +36,8 @@ from butler_mesh.signing import is_signed, sign
 SECRET = "BUTLER_MESH_LOG_SECRET"
 """Environment variable with what sender and server share; ``start_logging_server`` sets it for children."""
 FORMAT = "[%(asctime)s PID:%(process)d]%(levelname)s:%(message)s"
+INDENT = "    "
+"""Begins the further lines of a record: a line that begins otherwise is another record."""
 KEPT = 15
 """Files of days gone by."""
 HOST = "127.0.0.1"
@@ -45,6 +49,9 @@ BUFFER = 4 * 1024 * 1024
 LOOK_S = 1.0
 """How often the server looks whether its parent is still there."""
 SIGNATURE_LENGTH = 64
+
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What ends a line for some readers, commands a terminal or turns a text round; but line feed and tab."""
 
 _FIELDS = {
     "name": "name",
@@ -69,7 +76,7 @@ class LoggingService:
         self._nonces = Nonces()
         self._is_over = False
         self.file = TimedRotatingFileHandler(filename, when="D", backupCount=KEPT, encoding="utf-8")
-        self.file.setFormatter(logging.Formatter(pattern))
+        self.file.setFormatter(_Lines(pattern))
 
     @classmethod
     def start_logging_server(
@@ -180,6 +187,15 @@ class LoggingService:
         return record
 
 
+class _Lines(logging.Formatter):
+    """Writes records so that no text in one can be taken for another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("\r\n", "\n")
+        first, _, rest = _CONTROL.sub(_escaped, text).partition("\n")
+        return f"{first}\n{indent(rest, INDENT)}" if rest else first
+
+
 class LogSender(DatagramHandler):
     """Sends records to a LoggingService."""
 
@@ -206,3 +222,7 @@ class LogSender(DatagramHandler):
 def _cut(text: str, longest: int) -> str:
     text = text if len(text) <= longest else f"{text[:longest]}…"
     return text.encode("utf-8", "replace").decode()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()

@@ -39,11 +39,11 @@ def free_udp_port() -> int:
 class Server:
     """A server that is read by hand, without a process, and a sender for it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, pattern: str = "%(message)s") -> None:
         self.file = file
         self.listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.listener.bind(("127.0.0.1", 0))
-        self.service = LoggingService(str(file), self.listener, "secret", pattern="%(message)s")
+        self.service = LoggingService(str(file), self.listener, "secret", pattern=pattern)
         self.sender = LogSender(self.listener.getsockname()[1], "secret")
 
     def receive(self, *datagrams: bytes) -> str:
@@ -98,8 +98,36 @@ def test_a_traceback_travels_as_text(server: Server) -> None:
         failed = record("it failed")
         failed.exc_info = (type(error), error, error.__traceback__)
     text = server.receive(server.sender.makePickle(failed))
-    assert text.startswith("it failed\nTraceback (most recent call last):\n")
-    assert text.endswith("KeyError: 'lost'\n")
+    assert text.startswith("it failed\n    Traceback (most recent call last):\n      File ")
+    assert text.endswith("\n    KeyError: 'lost'\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [
+        ("x\nFORGED", "x\n    FORGED\n"),
+        ("x\r\nFORGED\n\n FORGED", "x\n    FORGED\n\n     FORGED\n"),
+        ("x\rFORGED", "x\\rFORGED\n"),
+        ("x\v\f\x1cFORGED\x85FORGED", "x\\x0b\\x0c\\x1cFORGED\\x85FORGED\n"),
+        ("x\u2028FORGED\u2029FORGED", "x\\u2028FORGED\\u2029FORGED\n"),
+        ("\x1b[2K\x9b2K\0\x7f\u202eright", "\\x1b[2K\\x9b2K\\x00\\x7f\\u202eright\n"),
+        ("tab\tand \U0001f600 ü\n", "tab\tand \U0001f600 ü\n"),
+    ],
+    ids=["lf", "crlf", "cr", "ascii", "unicode", "terminal", "harmless"],
+)
+def test_no_message_can_pass_for_a_line_of_another_record(server: Server, message: str, written: str) -> None:
+    server.receive(server.sender.makePickle(record("%s", message)))
+    assert server.file.read_bytes().decode() == written
+    assert not any(line.startswith("FORGED") for line in written.splitlines())
+
+
+def test_nor_can_the_names_that_came_with_it(tmp_path: Path) -> None:
+    server = Server(tmp_path / "all.log", "%(threadName)s %(name)s %(message)s")
+    named = record()
+    named.threadName, named.name = "a\nFORGED", "b\nFORGED"
+    text = server.receive(server.sender.makePickle(named))
+    server.close()
+    assert text == "a\n    FORGED b\n    FORGED hello\n"
 
 
 def test_what_is_not_signed_or_was_altered_is_dropped(server: Server) -> None:
