@@ -117,13 +117,18 @@ class LoggingService:
     def init_logging(cls, port: int, level: int = logging.INFO, *, secret: str = "") -> logging.Handler:
         """Send what this process logs, from ``level`` on, to the server at ``port``; return the handler.
 
-        Forks inherit it. Raises UsageError where no secret is given, by whoever started the server neither.
+        Forks inherit it. Called again, in a fork or not, it puts a new handler in the old one's place. Raises
+        UsageError where no secret is given, by whoever started the server neither.
         """
         secret = secret or os.environ.get(SECRET, "")
         if not secret:
             raise UsageError(f"no secret: start the server first, or set {SECRET} for both")
         handler = LogSender(port, secret)
         root = logging.getLogger()
+        for old in [one for one in root.handlers if isinstance(one, LogSender)]:
+            # Of an earlier call, or of the process that this is a fork of.
+            root.removeHandler(old)
+            old.close()
         root.addHandler(handler)
         root.setLevel(level)
         return handler

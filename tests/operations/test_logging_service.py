@@ -269,6 +269,41 @@ def test_a_secret_may_be_given_to_programs_that_are_not_related(server: Server) 
     assert server.receive() == "told\n"
 
 
+def test_what_is_begun_twice_is_logged_once(server: Server) -> None:
+    port = server.listener.getsockname()[1]
+    LoggingService.init_logging(free_udp_port(), secret="another secret")
+    for _ in range(2):
+        latest = LoggingService.init_logging(port, secret="secret")
+    logging.getLogger("x").error("told")
+    assert server.receive() == "told\n"
+    assert [one for one in logging.getLogger().handlers if isinstance(one, LogSender)] == [latest]
+
+
+@pytest.mark.slow
+def test_a_fork_that_begins_anew_logs_once(tmp_path: Path) -> None:
+    program = """
+        import logging, os, sys
+        from butler_mesh import LoggingService
+        file, port = sys.argv[1], int(sys.argv[2])
+        server = LoggingService.start_logging_server(file, port)
+        LoggingService.init_logging(port)
+        logging.info("before")
+        child = os.fork()
+        LoggingService.init_logging(port)
+        logging.info("in the child" if child == 0 else "in the parent")
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        server.terminate()
+        server.join(10.0)
+        """
+    file = tmp_path / "log"
+    with Program.of(program, str(file), str(free_udp_port())) as forking:
+        assert forking.ends() == 0, forking.stderr
+    said = re.findall(r"INFO:(.*)", file.read_text())
+    assert sorted(said) == ["before", "in the child", "in the parent"]
+
+
 @pytest.mark.slow
 def test_it_works_where_everything_is_patched(tmp_path: Path) -> None:
     program = """
