@@ -75,7 +75,9 @@ class LoggingService:
         self._secret = secret
         self._nonces = Nonces()
         self._is_over = False
-        self.file = TimedRotatingFileHandler(filename, when="D", backupCount=KEPT, encoding="utf-8")
+        # Not "D": that is 24 hours after the file was last written, which never pass where programs are
+        # started daily.
+        self.file = TimedRotatingFileHandler(filename, "midnight", backupCount=KEPT, encoding="utf-8")
         self.file.setFormatter(_Lines(pattern))
 
     @classmethod
@@ -89,7 +91,7 @@ class LoggingService:
     ) -> ForkProcess:
         """Start a process that writes to ``filename`` what comes to ``port`` of loopback; return it.
 
-        A new file is begun each day, 15 old ones are kept. ``after_fork_hook`` runs in that process first.
+        A new file is begun at midnight, 15 old ones are kept. ``after_fork_hook`` runs in that process first.
         It ends on SIGTERM, with what has come written, and with this process. Without a ``secret`` (or one in
         BUTLER_MESH_LOG_SECRET) a new one is made, for this process and its children. Raises AddressInUse.
         """

@@ -9,7 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent
 
@@ -181,14 +181,28 @@ def test_any_text_fits_a_datagram(server: Server, text: str) -> None:
     assert len(server.receive(datagram)) > 5
 
 
-def test_a_new_file_is_begun_each_day_and_15_old_ones_are_kept(server: Server) -> None:
-    for days in range(1, 21):
-        day = date.today() - timedelta(days=days)
-        server.file.with_name(f"all.log.{day.isoformat()}").write_text("old")
-    server.service.file.doRollover()
-    assert len(list(server.file.parent.glob("all.log.*"))) == KEPT
-    assert (server.service.file.when, server.service.file.interval) == ("D", 24 * 3600)
+def test_a_new_file_is_begun_each_day_and_15_old_ones_are_kept(tmp_path: Path) -> None:
+    """Also by a program that is started daily: yesterday's file ended a second before midnight."""
+    file, today = tmp_path / "all.log", datetime.combine(date.today(), datetime.min.time())
+    names = [f"all.log.{(today - timedelta(days)).date().isoformat()}" for days in range(1, 22)]
+    for name in names[1:]:
+        file.with_name(name).write_text(name)
+    file.write_text("yesterday\n")
+    os.utime(file, (0, (today - timedelta(seconds=1)).timestamp()))
+    server = Server(file)
     assert server.receive(server.sender.makePickle(record())) == "hello\n"
+    server.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.log", *sorted(names[:KEPT])]
+    assert file.with_name(names[0]).read_text() == "yesterday\n"
+
+
+def test_a_new_file_is_begun_by_a_server_that_stays(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    today = date.fromtimestamp(os.stat(server.file).st_mtime)
+    assert server.receive(server.sender.makePickle(record("first"))) == "first\n"
+    later = time.time() + 2 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert server.receive(server.sender.makePickle(record("second"))) == "second\n"
+    assert server.file.with_name(f"all.log.{today.isoformat()}").read_text() == "first\n"
 
 
 @pytest.mark.slow
