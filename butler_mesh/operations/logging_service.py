@@ -3,10 +3,11 @@
 A datagram is one record::
 
     SIGNATURE   64 hex digits: HMAC-SHA256 over the rest
-    JSON        {"nonce", "time" (s), "name", "level", "message", "exception", "process", "file", "line", ...}
+    JSON        {"nonce", "sent" (s), "time" (s), "name", "level", "message", "exception", "stack", ...}
 
-What bears no good signature, came before, or is older than 30 s is dropped. Nothing that is received is ever
-more than data: a record's text is put together by its sender.
+What bears no good signature, came before, or was sent more than 30 s ago is dropped; it may have been logged long
+before, by a program that keeps records back. Nothing that is received is ever more than data: a record's text is
+put together by its sender.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ KEPT = 15
 HOST = "127.0.0.1"
 MAX_DATAGRAM = 60_000  # bytes; UDP can carry 65 507
 MAX_TEXT = 16 * 1024
-"""Characters of a message, and of a traceback, that are kept; halved until the record fits a datagram."""
+"""Characters of a message, a traceback or a stack that are kept; halved until the record fits a datagram."""
 BUFFER = 4 * 1024 * 1024
 """What the kernel may keep for us while the file is written; over it datagrams are lost, as UDP's are."""
 LOOK_S = 1.0
@@ -184,12 +185,14 @@ class LoggingService:
             return None
         try:
             said = codec.loads(body)
-            self._nonces.admit(said["nonce"], said["time"], time.time())
+            self._nonces.admit(said["nonce"], said["sent"], time.time())
             record = logging.makeLogRecord({ours: said[theirs] for theirs, ours in _FIELDS.items()})
+            time.gmtime(record.created)  # Raises for what is no time.
             record.msecs = record.created % 1 * 1000
             record.levelname = logging.getLevelName(record.levelno)
             record.msg, record.exc_text = str(said["message"]), str(said["exception"])
-        except (ValueError, KeyError, TypeError, BrokenSeal, RequestFailed):
+            record.stack_info = str(said["stack"])
+        except (ValueError, KeyError, TypeError, OverflowError, OSError, BrokenSeal, RequestFailed):
             return None
         return record
 
@@ -214,12 +217,12 @@ class LogSender(DatagramHandler):
     def makePickle(self, record: logging.LogRecord) -> bytes:  # noqa: N802, RUF100 (logging's name, no pickle)
         """Return the datagram of a record."""
         said: dict[str, Any] = {theirs: getattr(record, ours) for theirs, ours in _FIELDS.items()}
-        said["nonce"] = secrets.token_hex(8)
-        message = record.getMessage()
+        said["nonce"], said["sent"] = secrets.token_hex(8), time.time()
         trace = record.exc_text or (self._texts.formatException(record.exc_info) if record.exc_info else "")
+        texts = {"message": record.getMessage(), "exception": trace, "stack": record.stack_info or ""}
         longest = MAX_TEXT
         while True:
-            said["message"], said["exception"] = _cut(message, longest), _cut(trace, longest)
+            said.update((name, _cut(text, longest)) for name, text in texts.items())
             body = codec.dumps(said)
             if len(body) <= MAX_DATAGRAM or not longest:
                 return sign(self._secret, body).encode() + body

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from textwrap import dedent
 
@@ -143,10 +144,32 @@ def test_a_repetition_is_dropped(server: Server) -> None:
 
 
 @pytest.mark.parametrize("age_s", [40.0, -40.0])
-def test_a_record_out_of_its_time_is_dropped(server: Server, age_s: float) -> None:
-    old = record()
-    old.created = time.time() - age_s
-    assert server.receive(server.sender.makePickle(old)) == ""
+def test_a_datagram_out_of_its_time_is_dropped(
+    server: Server, age_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = time.time() - age_s
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: then)
+        datagram = server.sender.makePickle(record())
+    assert server.receive(datagram) == ""
+
+
+def test_a_record_that_was_kept_back_is_written_with_the_time_it_was_made(tmp_path: Path) -> None:
+    server = Server(tmp_path / "all.log", "%(asctime)s %(message)s")
+    memory = MemoryHandler(100, target=server.sender)
+    old = record("long ago")
+    old.created = datetime(2026, 1, 2, 3, 4, 5, 500_000).timestamp()
+    memory.handle(old)
+    memory.close()
+    assert server.receive() == "2026-01-02 03:04:05,500 long ago\n"
+    server.close()
+
+
+def test_where_a_record_was_made_travels_as_text(server: Server) -> None:
+    placed = record("here")
+    placed.stack_info = "Stack (most recent call last):\n  File ..."
+    text = server.receive(server.sender.makePickle(placed))
+    assert text == "here\n    Stack (most recent call last):\n      File ...\n"
 
 
 @pytest.mark.parametrize(
@@ -156,14 +179,22 @@ def test_a_record_out_of_its_time_is_dropped(server: Server, age_s: float) -> No
         b"[]",
         b"1",
         b"{}",
-        b'{"nonce": "1", "time": "now"}',
-        b'{"nonce": 1, "time": 1e999}',
+        b'{"nonce": "1", "sent": "now"}',
+        b'{"nonce": 1, "sent": 1e999}',
         b"cos\nsystem",
     ],
 )
 def test_signed_nonsense_is_dropped_and_the_next_is_written(server: Server, body: bytes) -> None:
     good = server.sender.makePickle(record())
     assert server.receive(sign("secret", body).encode() + body, good) == "hello\n"
+
+
+@pytest.mark.parametrize("made", ["now", None, [], 1e300, -1e300])
+def test_what_was_made_at_no_time_is_dropped_and_the_next_is_written(server: Server, made: object) -> None:
+    timeless = record()
+    timeless.created = made  # type: ignore[assignment]
+    good = server.sender.makePickle(record())
+    assert server.receive(server.sender.makePickle(timeless), good) == "hello\n"
 
 
 def test_a_datagram_is_JSON_and_no_pickle(server: Server) -> None:
@@ -176,7 +207,9 @@ def test_a_datagram_is_JSON_and_no_pickle(server: Server) -> None:
     "text", ["x" * 1_000_000, "\x01" * 20_000, "\U0001f600" * 20_000, "\ud800 half"], ids=list("1234")
 )
 def test_any_text_fits_a_datagram(server: Server, text: str) -> None:
-    datagram = server.sender.makePickle(record(text))
+    long = record(text)
+    long.exc_text = long.stack_info = text
+    datagram = server.sender.makePickle(long)
     assert len(datagram) <= MAX_DATAGRAM + 64
     assert len(server.receive(datagram)) > 5
 
