@@ -5,9 +5,9 @@ A datagram is one record::
     SIGNATURE   64 hex digits: HMAC-SHA256 over the rest
     JSON        {"nonce", "sent" (s), "time" (s), "name", "level", "message", "exception", "stack", ...}
 
-What bears no good signature, came before, or was sent more than 30 s ago is dropped; it may have been logged long
-before, by a program that keeps records back. Nothing that is received is ever more than data: a record's text is
-put together by its sender.
+What bears no good signature, came before, or was sent more than 30 s ago is dropped; it may have been logged
+long before, by a program that keeps records back. Nothing that is received is ever more than data: a record's
+text is put together by its sender.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from textwrap import indent
 from typing import Any
 
 from butler_mesh import codec
+from butler_mesh.clock import monotonic
 from butler_mesh.errors import AddressInUse, RequestFailed, UsageError
 from butler_mesh.sealing import BrokenSeal, Nonces
 from butler_mesh.signing import is_signed, sign
@@ -49,6 +50,10 @@ BUFFER = 4 * 1024 * 1024
 """What the kernel may keep for us while the file is written; over it datagrams are lost, as UDP's are."""
 LOOK_S = 1.0
 """How often the server looks whether its parent is still there."""
+AT_ONCE = 1000
+"""Records that are written before it is looked whether to stop, where more and more come; about 0.1 s."""
+LAST_S = 1.0
+"""How long a server that stops writes what has come, where more and more does."""
 SIGNATURE_LENGTH = 64
 
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -154,12 +159,15 @@ class LoggingService:
         service.serve(lambda: os.getppid() == parent)
 
     def serve(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Write what comes until ``stop``, or until nobody wants it; then what has come already."""
+        """Write what comes until ``stop``, or until nobody wants it; then what has come already, for a second
+        at the longest."""
         self._listener.setblocking(False)
         while not self._is_over and is_wanted():
             if select.select([self._listener], [], [], LOOK_S)[0]:
                 self._drain()
-        self._drain()
+        until = monotonic() + LAST_S
+        while not self._drain() and monotonic() < until:
+            pass
         self.file.close()
 
     def stop(self) -> None:
@@ -169,15 +177,17 @@ class LoggingService:
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
             waker.sendto(b"", self._listener.getsockname())
 
-    def _drain(self) -> None:
-        while True:
+    def _drain(self) -> bool:
+        """Write what has come, AT_ONCE records at the most; tell whether that was all."""
+        for _ in range(AT_ONCE):
             try:
                 datagram = self._listener.recv(65536)
             except BlockingIOError:
-                return
+                return True
             record = self._read(datagram)
             if record is not None:
                 self.file.handle(record)
+        return False
 
     def _read(self, datagram: bytes) -> logging.LogRecord | None:
         signature, body = datagram[:SIGNATURE_LENGTH], datagram[SIGNATURE_LENGTH:]

@@ -18,6 +18,7 @@ import pytest
 
 from butler_mesh import codec
 from butler_mesh.errors import AddressInUse, UsageError
+from butler_mesh.operations import logging_service
 from butler_mesh.operations.logging_service import (
     KEPT,
     MAX_DATAGRAM,
@@ -236,6 +237,63 @@ def test_a_new_file_is_begun_by_a_server_that_stays(server: Server, monkeypatch:
     monkeypatch.setattr(time, "time", lambda: later)
     assert server.receive(server.sender.makePickle(record("second"))) == "second\n"
     assert server.file.with_name(f"all.log.{today.isoformat()}").read_text() == "first\n"
+
+
+class Flood:
+    """A listener to which more comes than anybody reads; stops the service after so many datagrams."""
+
+    def __init__(self, listener: socket.socket, service: LoggingService, stop_after: int) -> None:
+        self._listener = listener
+        self._service = service
+        self._stop_after = stop_after
+        self.count = 0
+        listener.sendto(b"", listener.getsockname())  # select finds it readable from now on
+        self.fileno, self.setblocking = listener.fileno, listener.setblocking
+        self.getsockname = listener.getsockname
+
+    def recv(self, _: int) -> bytes:
+        self.count += 1
+        assert self.count < self._stop_after + 1_000_000, "it is read for ever"
+        if self.count == self._stop_after:
+            self._service.stop()
+        return b"junk"
+
+
+@pytest.mark.parametrize("stop_after", [1, 500, 2500])
+def test_a_server_stops_however_much_comes(
+    server: Server, stop_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging_service, "LAST_S", 0.02)
+    flood = Flood(server.listener, server.service, stop_after)
+    monkeypatch.setattr(server.service, "_listener", flood)
+    server.service.serve()
+    assert flood.count >= stop_after
+
+
+@pytest.mark.slow
+def test_a_server_under_load_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """Two programs send faster than it can read, for as long as it is there."""
+    port = free_udp_port()
+    flood = """
+        import socket, sys
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
+            flood.connect(("127.0.0.1", int(sys.argv[1])))
+            print("begun")
+            while True:
+                try:
+                    flood.send(b"junk")
+                except ConnectionRefusedError:
+                    break
+        """
+    process = LoggingService.start_logging_server(str(tmp_path / "log"), port)
+    with Program.of(flood, str(port)) as one, Program.of(flood, str(port)) as another:
+        one.says("begun")
+        another.says("begun")
+        process.terminate()
+        process.join(10.0)
+        assert process.exitcode == 0
+        assert (one.ends(), another.ends()) == (0, 0)
+    process.close()
 
 
 @pytest.mark.slow
