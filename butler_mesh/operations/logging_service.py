@@ -99,26 +99,23 @@ class LoggingService:
 
         A new file is begun at midnight, 15 old ones are kept. ``after_fork_hook`` runs in that process first.
         It ends on SIGTERM, with what has come written, and with this process. Without a ``secret`` (or one in
-        BUTLER_MESH_LOG_SECRET) a new one is made, for this process and its children. Raises AddressInUse.
+        BUTLER_MESH_LOG_SECRET) a new one is made, for this process and its children. Raises AddressInUse, and
+        OSError where the file cannot be opened.
         """
-        secret = os.environ[SECRET] = secret or os.environ.get(SECRET) or secrets.token_hex(32)
-        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            # Here and not in the child: whoever starts it is told what is wrong, and may log at once.
-            listener.bind((HOST, port))
+        secret = secret or os.environ.get(SECRET) or secrets.token_hex(32)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+            # All here and not in the child: whoever starts it is told what is wrong, and may log at once.
+            try:
+                listener.bind((HOST, port))
+            except OSError as error:
+                raise AddressInUse(f"udp://{HOST}:{port}: {error}") from error
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-            arguments = (filename, listener, secret, after_fork_hook, os.getpid())
-            process = multiprocessing.get_context("fork").Process(
-                target=cls._run, args=arguments, name="logging", daemon=True
-            )
-            with warnings.catch_warnings():
-                # Of threads, whose locks a fork may find locked: the child takes none of them.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-        except OSError as error:
-            raise AddressInUse(f"udp://{HOST}:{port}: {error}") from error
-        finally:
-            listener.close()
+            service = cls(filename, listener, secret)
+            try:
+                process = service._fork(after_fork_hook)
+            finally:
+                service.file.close()
+        os.environ[SECRET] = secret
         return process
 
     @classmethod
@@ -141,22 +138,30 @@ class LoggingService:
         root.setLevel(level)
         return handler
 
-    @classmethod
-    def _run(
-        cls,
-        filename: str,
-        listener: socket.socket,
-        secret: str,
-        hook: Callable[[], object] | None,
-        parent: int,
-    ) -> None:
-        if hook is not None:
-            hook()
-        service = cls(filename, listener, secret)
-        signal.signal(signal.SIGTERM, lambda *_: service.stop())
+    def _fork(self, hook: Callable[[], object] | None) -> ForkProcess:
+        process = multiprocessing.get_context("fork").Process(
+            target=self._run, args=(hook, os.getpid()), name="logging", daemon=True
+        )
+        # One that comes before the child can handle it is kept for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            with warnings.catch_warnings():
+                # Of threads, whose locks a fork may find locked: the child takes none of them.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return process
+
+    def _run(self, hook: Callable[[], object] | None, parent: int) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         # Of Ctrl-C the parent is told as well, and logs about it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        service.serve(lambda: os.getppid() == parent)
+        os.environ[SECRET] = self._secret
+        if hook is not None:
+            hook()
+        self.serve(lambda: os.getppid() == parent)
 
     def serve(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Write what comes until ``stop``, or until nobody wants it; then what has come already, for a second

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -358,6 +359,36 @@ def test_a_port_that_is_taken_is_an_error_of_who_starts_it(tmp_path: Path, serve
     port = server.listener.getsockname()[1]
     with pytest.raises(AddressInUse, match=f"udp://127.0.0.1:{port}"):
         LoggingService.start_logging_server(str(tmp_path / "log"), port)
+    assert SECRET not in os.environ
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_of_who_starts_it(tmp_path: Path) -> None:
+    port = free_udp_port()
+    with pytest.raises(FileNotFoundError, match="missing/log"):
+        LoggingService.start_logging_server(str(tmp_path / "missing" / "log"), port)
+    assert SECRET not in os.environ
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_a_server_that_is_told_to_end_before_it_serves_ends_well(tmp_path: Path, is_at_once: bool) -> None:
+    """By who started it, who need not know how far it is; or in its own hook, which may log as well."""
+    file, port = tmp_path / "log", free_udp_port()
+
+    def hook() -> None:
+        LoggingService.init_logging(port)
+        logging.getLogger("x").info("begun")
+        if not is_at_once:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    process = LoggingService.start_logging_server(str(file), port, hook)
+    if is_at_once:
+        process.terminate()
+    process.join(10.0)
+    assert process.exitcode == 0
+    assert file.read_text().endswith("INFO:begun\n")
+    process.close()
 
 
 def test_without_a_secret_nobody_logs() -> None:
