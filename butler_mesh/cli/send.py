@@ -31,8 +31,8 @@ FACE = "butler_mesh.compat.arpc.msg_sender"
 def send(key: str, message: str, address: str, timeout: float | None) -> None:
     """Send the document JSON, which names its method under "c", to the workers of KEY.
 
-    mgt.KEY means the management of all of them, mgt.WORKER-ID that of one. Exit status: 0 for results, 1 for
-    a failure, 2 when the document cannot be sent.
+    mgt.KEY means the management of all of them, mgt.WORKER-ID that of one. Exit status: 0 for results, 1 when
+    somebody failed, 2 when the document cannot be sent.
 
     \b
     Examples:

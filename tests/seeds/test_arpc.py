@@ -107,6 +107,18 @@ def test_the_sender_pings_every_worker_and_one(
     assert [re.findall(r"'wid': '([^']+)'", line)[0] for line in again] == [wid]
 
 
+def test_the_sender_pings_past_a_worker_that_is_frozen(
+    workers: list[Program], send: Callable[..., list[str]]
+) -> None:
+    """One that says nothing keeps nobody from hearing the other; it is there again when it goes on."""
+    workers[0].send(signal.SIGSTOP)
+    _, *results = send("mgt.example", '{"c":"ping"}')
+    assert [int(re.findall(r"'pid': (\d+)", line)[0]) for line in results] == [workers[1].pid]
+    workers[0].send(signal.SIGCONT)
+    _, *results = send("mgt.example", '{"c":"ping"}')
+    assert len(results) == 2
+
+
 def test_the_sender_asks_for_statistics(workers: list[Program], send: Callable[..., list[str]]) -> None:
     """What the workers have processed adds up to what was sent."""
     for _ in range(3):

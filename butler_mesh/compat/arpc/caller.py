@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from butler_mesh import ServiceRequest
+from butler_mesh import ServiceRequest, ServiceResponse
 from butler_mesh.compat.arpc.operations import AMQPOperations, Codec
-from butler_mesh.errors import NotFound, UsageError
+from butler_mesh.errors import NotFound, RequestFailed, UsageError
 
 MGT = "mgt."
 MGT_TIMEOUT_S = 2.0
@@ -45,11 +45,12 @@ class ServiceCaller:
         """Send a document and wait for the result, ``timeout`` seconds at the longest; without
         ``want_replies`` return None when it was sent (stored, where that was asked for).
 
-        For ``mgt.KEY`` return the list of all workers' results. Raises what the worker raised (a
-        RemoteError, which has ``type`` and ``traceback``), DeadlineExceeded, NotFound.
+        For ``mgt.KEY`` return the list of all workers' results; of a worker that failed it holds the
+        exception (a RequestFailed), unless all did. Raises what the worker raised (a RemoteError, which has
+        ``type`` and ``traceback``), DeadlineExceeded, NotFound.
         """
         if self._key.startswith(MGT):
-            return list(self.results(req, timeout))
+            return _unless_all_failed([result for _, result in self.answers(req, timeout)])
         request = self._request(req)
         if self.want_replies:
             response = self._amqp.client.send(self._key, request, timeout=timeout)
@@ -73,8 +74,10 @@ class ServiceCaller:
             client.request_lazy(self._key, request.path, body=request.body, timeout=timeout), self._codec
         )
 
-    def results(self, req: Mapping[str, Any], timeout: float | None = None) -> Iterator[Any]:
-        """Give each worker's result of a management command as it comes: the way there is ``mgt.``."""
+    def answers(self, req: Mapping[str, Any], timeout: float | None = None) -> Iterator[tuple[str, Any]]:
+        """Give (wid, result) of each worker that answers a management command, as they come: the way there
+        is ``mgt.``. The result of one that failed is the exception, a RequestFailed, which is not raised.
+        """
         whom = self._key.removeprefix(MGT)
         command, arguments = _name(req), {name: value for name, value in req.items() if name != "c"}
         client, patience_s = self._amqp.client, MGT_TIMEOUT_S if timeout is None else timeout
@@ -84,10 +87,10 @@ class ServiceCaller:
             except NotFound:
                 pass  # The name of a service may end like a worker's id.
             else:
-                yield from (_shown(_result(response, None)) for _, response in answers)
+                yield from ((wid, _outcome(response)) for wid, response in answers)
                 return
-        for _, response in client.manage(whom, command, arguments, timeout=patience_s):
-            yield _shown(_result(response, None))
+        for wid, response in client.manage(whom, command, arguments, timeout=patience_s):
+            yield wid, _outcome(response)
 
     def _request(self, req: Mapping[str, Any]) -> ServiceRequest:
         body = req if self._codec is None else self._codec.dumps(req)
@@ -104,6 +107,17 @@ def _name(req: Mapping[str, Any]) -> str:
 def _result(response: Any, codec: Codec | None) -> Any:
     response.raise_for_status()
     return response.body if codec is None else codec.loads(response.body)
+
+
+def _outcome(response: ServiceResponse) -> Any:
+    return _shown(response.body) if response.is_success else response.failure()
+
+
+def _unless_all_failed(results: list[Any]) -> list[Any]:
+    """Return results, failures among them: what some have done must not be hidden by another's failure."""
+    if results and all(isinstance(result, RequestFailed) for result in results):
+        raise results[0]
+    return results
 
 
 def _shown(result: Any) -> Any:

@@ -6,7 +6,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from butler_mesh.compat.arpc.caller import MGT, ServiceCaller
 from butler_mesh.compat.arpc.operations import ADDRESS, AMQPOperations
@@ -16,7 +17,8 @@ _log = logging.getLogger("msg_sender")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send a document and log each result; 0 when there was one, 1 for a failure, 2 for what cannot be."""
+    """Send a document and log each result; 0 when there was one, 1 where somebody failed, 2 for what cannot
+    be."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, format="%(name)s %(asctime)s %(levelname)s %(message)s")
     _log.setLevel(logging.INFO)
@@ -25,22 +27,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         _log.error("The message is not JSON: %s", error)
         return 2
+    is_well = True
     try:
         with AMQPOperations(address=options.address) as amqp:
             caller = ServiceCaller(amqp, options.key, want_replies=True)
             is_command = options.key.startswith(MGT)
             lazy = None if is_command else caller.send_lazy_request(document, options.timeout)
             _log.info("Message sent, waiting for response")
-            results = caller.results(document, options.timeout) if lazy is None else iter([lazy.get()])
-            for result in results:
-                _log.info("Result: <%r>", result)
+            answers: Iterable[tuple[str, Any]] = (
+                caller.answers(document, options.timeout) if lazy is None else [("", lazy.get())]
+            )
+            for wid, result in answers:
+                if isinstance(result, RequestFailed):
+                    _log.error("%s: %d %s", wid, result.status, result)
+                    is_well = False
+                else:
+                    _log.info("Result: <%r>", result)
     except RequestFailed as error:
         _log.error("%d %s", error.status, error)
         return 1
     except UsageError as error:
         _log.error("%s", error)
         return 2
-    return 0
+    return 0 if is_well else 1
 
 
 def _parser() -> argparse.ArgumentParser:

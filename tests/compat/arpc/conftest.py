@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from butler_mesh.compat.arpc import mq
 from tests.brokers import Broker
@@ -25,6 +26,7 @@ class ExampleService:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.gate = Event()
 
     def c_add(self, req: Any) -> Any:
         return {"res": req["x"] + req["y"]}
@@ -35,8 +37,8 @@ class ExampleService:
     def c_note(self, req: Any) -> None:
         self.seen.append(req)
 
-    def c_sleep(self, req: Any) -> Any:
-        gevent.sleep(req["s"])
+    def c_wait(self, req: Any) -> Any:
+        self.gate.wait(30.0)
         return {}
 
     def helper(self, req: Any) -> Any:

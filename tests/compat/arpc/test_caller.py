@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from butler_mesh.compat.arpc import mq
-from butler_mesh.errors import DeadlineExceeded, NotFound, RemoteError, UsageError, WrongThread
+from butler_mesh.errors import DeadlineExceeded, NotFound, RemoteError, RequestFailed, UsageError, WrongThread
 from tests.compat.arpc.conftest import KEY, ExampleService, Operations, Start
 from tests.waiting import wait_for
 
@@ -35,9 +35,9 @@ def test_an_exception_is_raised_with_its_name_and_the_workers_traceback(
 def test_a_timeout_is_an_argument_of_the_request(operations: Operations, start: Start) -> None:
     start(ExampleService())
     with pytest.raises(DeadlineExceeded):
-        caller(operations).send_request({"c": "sleep", "s": 30}, timeout=0.2)
+        caller(operations).send_request({"c": "wait"}, timeout=0.05)
     with pytest.raises(TimeoutError):
-        caller(operations).send_lazy_request({"c": "sleep", "s": 30}, timeout=0.2).get()
+        caller(operations).send_lazy_request({"c": "wait"}, timeout=0.05).get()
 
 
 def test_lazy_results_are_collected_in_any_order(operations: Operations, start: Start) -> None:
@@ -48,10 +48,12 @@ def test_lazy_results_are_collected_in_any_order(operations: Operations, start: 
 
 
 def test_a_lazy_result_may_be_waited_for_again(operations: Operations, start: Start) -> None:
-    start(ExampleService())
-    lazy = caller(operations).send_lazy_request({"c": "sleep", "s": 0.3})
+    service = ExampleService()
+    start(service)
+    lazy = caller(operations).send_lazy_request({"c": "wait"})
     with pytest.raises(DeadlineExceeded):
         lazy.get(timeout=0.01)
+    service.gate.set()
     assert lazy.get() == {}
 
 
@@ -82,6 +84,7 @@ def test_a_document_without_a_method_is_not_sent(operations: Operations) -> None
             caller(operations).send_request(document)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_every_worker_answers_ping_and_one_by_its_id(operations: Operations, start: Start) -> None:
     workers = [start(ExampleService()) for _ in range(3)]
     answers = caller(operations, f"mgt.{KEY}").send_request({"c": "ping"}, timeout=1.0)
@@ -91,6 +94,31 @@ def test_every_worker_answers_ping_and_one_by_its_id(operations: Operations, sta
         assert (answer["pid"], answer["host"]) == (os.getpid(), socket.gethostname())
     one = caller(operations, f"mgt.{workers[1].wid}").send_request({"c": "ping"})
     assert [answer["wid"] for answer in one] == [workers[1].wid]
+
+
+@pytest.mark.slow
+def test_one_worker_that_fails_hides_no_others_result(operations: Operations, start: Start) -> None:
+    bold = [start(ExampleService(), allow_eval=True).wid for _ in range(2)]
+    careful = start(ExampleService()).wid
+    one, document = caller(operations, f"mgt.{KEY}"), {"c": "eval", "expression": "service.wid"}
+    results = one.send_request(document, timeout=1.0)
+    (failed,) = [result for result in results if isinstance(result, RequestFailed)]
+    assert isinstance(failed, NotFound)
+    assert "no command 'eval'" in str(failed)
+    assert sorted(result for result in results if result is not failed) == sorted(bold)
+    answers = dict(one.answers(document, timeout=1.0))
+    assert isinstance(answers.pop(careful), NotFound)
+    assert answers == {wid: wid for wid in bold}
+
+
+@pytest.mark.slow
+def test_a_failure_of_all_workers_is_raised(operations: Operations, start: Start) -> None:
+    for _ in range(2):
+        start(ExampleService(), allow_eval=True)
+    with pytest.raises(ZeroDivisionError, match="division by zero") as caught:
+        caller(operations, f"mgt.{KEY}").send_request({"c": "eval", "expression": "1 / 0"}, timeout=1.0)
+    assert isinstance(caught.value, RemoteError)
+    assert "in _eval" in caught.value.traceback
 
 
 def test_stats_tell_what_a_worker_has_done(

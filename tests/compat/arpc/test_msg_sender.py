@@ -24,6 +24,7 @@ def test_it_prints_the_result(start: Start, caplog: pytest.LogCaptureFixture) ->
     assert said == ["Message sent, waiting for response", "Result: <{'res': 30}>"]
 
 
+@pytest.mark.slow
 def test_it_prints_a_result_for_each_worker(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     workers = [start(ExampleService()) for _ in range(2)]
     with caplog.at_level(logging.INFO, "msg_sender"):
@@ -31,6 +32,20 @@ def test_it_prints_a_result_for_each_worker(start: Start, caplog: pytest.LogCapt
     said = [record.getMessage() for record in caplog.records if record.name == "msg_sender"]
     assert len(said) == 3
     assert all(any(worker.wid in line for line in said[1:]) for worker in workers)
+
+
+@pytest.mark.slow
+def test_it_prints_results_and_failures_side_by_side(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    bold, careful = start(ExampleService(), allow_eval=True), start(ExampleService())
+    document = '{"c": "eval", "expression": "6 * 7"}'
+    with caplog.at_level(logging.INFO, "msg_sender"):
+        assert msg_sender.main([f"mgt.{KEY}", document, "--timeout", "1"]) == 1
+        assert msg_sender.main([f"mgt.{bold.wid}", document]) == 0
+    said = [record.getMessage() for record in caplog.records if record.name == "msg_sender"]
+    assert said.count("Result: <42>") == 2
+    (failure,) = [line for line in said if line.startswith(careful.wid)]
+    assert failure.startswith(f"{careful.wid}: 404 no command 'eval'")
+    caplog.clear()
 
 
 def test_a_failure_is_told_and_exit_1(start: Start, caplog: pytest.LogCaptureFixture) -> None:
