@@ -24,25 +24,26 @@ class AMQPOperations:
 
     ``useack`` and ``persistent`` together make requests without replies survive broker and worker: they are
     stored until a worker has served them. Else they are sent at most once, as calls always are.
-    ``address`` (any of the mesh's) goes before host, user and vhost; without one of these the environment's
+    ``address`` (any of the mesh's) goes before host, user, password and vhost. Where one of these is given,
+    the others are arpc's: localhost, guest, guest and ``/``. Where none is, the environment's
     ``BUTLER_MESH_AMQP`` counts.
     """
 
     def __init__(
         self,
         host: str = "",
-        userid: str = "guest",
-        password: str = "guest",
-        virtual_host: str = "/",
+        userid: str = "",
+        password: str = "",
+        virtual_host: str = "",
         *,
         useack: bool = False,
         persistent: bool = False,
         address: str = "",
     ) -> None:
-        if host:
-            user = f"{quote(userid, safe='')}:{quote(password, safe='')}"
-            vhost = "" if virtual_host == "/" else f"/{quote(virtual_host, safe='')}"
-            address = address or f"amqp://{user}@{host}{vhost}"
+        if host or userid or password or virtual_host:
+            user = f"{quote(userid or 'guest', safe='')}:{quote(password or 'guest', safe='')}"
+            vhost = "" if virtual_host in ("", "/") else f"/{quote(virtual_host, safe='')}"
+            address = address or f"amqp://{user}@{host or 'localhost'}{vhost}"
         self.address = address or os.environ.get(ADDRESS) or "amqp://guest@localhost"
         self.useack = useack
         self.persistent = persistent

@@ -28,6 +28,23 @@ def test_connection_parameters_become_an_address() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ({"userid": "me"}, "amqp://me:guest@localhost"),
+        ({"password": "secret"}, "amqp://guest:secret@localhost"),
+        ({"virtual_host": "shop"}, "amqp://guest:guest@localhost/shop"),
+        ({"virtual_host": "/"}, "amqp://guest:guest@localhost"),
+        ({"userid": "me", "password": "p", "virtual_host": "/shop"}, "amqp://me:p@localhost/%2Fshop"),
+    ],
+)
+def test_what_is_said_without_a_host_is_said_of_this_machines_broker(
+    given: dict[str, str], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ADDRESS, "tcp://127.0.0.1:5555")
+    assert mq.AMQPOperations(**given).address == address  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("address", "useack", "persistent", "is_durable"),
     [
         ("amqp://h", True, True, True),
