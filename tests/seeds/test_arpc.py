@@ -23,6 +23,31 @@ STAMP = r"msg_sender \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO "
 
 Start = Callable[..., Program]
 
+NOTING_WORKER = """
+    import sys
+    from butler_mesh.compat.arpc import mq
+
+    class Noting:
+        seen = []
+
+        def c_note(self, req):
+            self.seen.append(req["n"])
+            print(req["n"])
+            if len(self.seen) == 5:
+                print("all 5")
+
+    server = mq.make_json_server(mq.AMQPOperations(address=sys.argv[1]), "k", Noting())
+    server.service.start().wait_until_registered(20.0)
+    print("begun")
+    server.loop()
+    """
+ONE_SHOT = """
+    import sys
+    from butler_mesh.compat.arpc import mq
+    address, n = sys.argv[1:]
+    mq.ServiceCaller(mq.AMQPOperations(address=address), 'k').send_request({'c': 'note', 'n': n})
+    """
+
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
@@ -83,6 +108,23 @@ def test_the_client_gets_the_sum(workers: list[Program], start: Start) -> None:
     client = start("arpc_client.py")
     assert client.ends() == 0
     assert (client.stdout, client.stderr) == (b"{'res': 12}\n", "")
+
+
+def test_a_request_without_a_reply_arrives_though_its_program_is_over(
+    broker: Broker, stack: ExitStack
+) -> None:
+    """Sending it is all that the program does, and nobody holds the caller when it has done so."""
+    stack.callback(broker.delete_queues, ["k", "k:durable", "k:dead"])
+    worker = stack.enter_context(Program.of(NOTING_WORKER, broker.endpoint))
+    worker.says("begun")
+    for n in range(5):
+        with Program.of(ONE_SHOT, broker.endpoint, str(n)) as program:
+            assert program.ends() == 0
+            assert (program.stdout, program.stderr) == (b"", "")
+    worker.says("all 5")
+    worker.send(signal.SIGTERM)
+    assert worker.ends() == 0
+    assert worker.stdout.decode().split()[1:-2] == list("01234")
 
 
 def test_the_sender_prints_the_result_with_its_time(
