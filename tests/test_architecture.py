@@ -65,6 +65,7 @@ FLOORS: dict[str, float] = {
     "connections.amqp_clocks": 4,
     "connections.amqp_owners": 4,
     "connections.amqp_messages": 4.1,
+    "connections.amqp_queues": 4.1,
     "connections.amqp": 4.2,
     "connections.amqp_call": 4.2,
     "connections.amqp_confirming": 4.3,

@@ -9,6 +9,7 @@ from typing import Protocol
 from pika import BasicProperties
 
 from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections import amqp_queues as queues
 from butler_mesh.connections.base import ALL, MANAGEMENT, OnReply
 from butler_mesh.protocol.mesh import DURABLE
 from butler_mesh.protocol.wheel import NEVER
@@ -81,30 +82,26 @@ class Call:
         if self.scope:
             self.queue = self.target.removeprefix(MANAGEMENT) if self.scope == ALL else self.target
         elif self.flags & DURABLE:
-            self.queue = "" if self.target.startswith("/") else messages.durable_queue(self.target)
+            self.queue = "" if self.target.startswith("/") else queues.durable_queue(self.target)
         elif not self.target.startswith("/"):
             self.queue = self.target
         elif owner:
-            self.queue, self.queues = owner, messages.prefixes(self.target)
+            self.queue, self.queues = owner, queues.prefixes(self.target)
         else:
-            self.queue, *self.queues = messages.prefixes(self.target)
-        if len(self.queue.encode()) > messages.LONGEST_NAME:
+            self.queue, *self.queues = queues.prefixes(self.target)
+        if len(self.queue.encode()) > queues.LONGEST_NAME:
             self.queue = ""
 
     @property
     def address(self) -> tuple[str, str]:
         """The exchange and the key that it is published with: commands go to instances' own queues."""
-        return (
-            (messages.CONTROL_EXCHANGE, messages.control_key(self.queue)) if self.scope else ("", self.queue)
-        )
+        return (queues.CONTROL_EXCHANGE, queues.control_key(self.queue)) if self.scope else ("", self.queue)
 
     @property
     def control_address(self) -> tuple[str, str]:
         """Where to tell whoever has it something: its own queue, where it has shown itself, or all."""
         return (
-            ("", self.control)
-            if self.control
-            else (messages.CONTROL_EXCHANGE, messages.control_key(self.queue))
+            ("", self.control) if self.control else (queues.CONTROL_EXCHANGE, queues.control_key(self.queue))
         )
 
     def properties(self, now: float) -> BasicProperties:

@@ -394,12 +394,12 @@ class AmqpClient(ClientConnection):
     def _confirmed(self, confirming: Confirming, calls: list[Call], is_taken: bool) -> None:
         for call in calls:
             if not is_taken:
-                self._answer(call, status.UNAVAILABLE, "the broker could not take it")
+                self._answer(call, status.UNAVAILABLE, "the broker could not take it, or is full")
                 continue
             self._settle(call)
             if call.flags & DURABLE:
                 self._hand_out(call, FINAL, status.ACCEPTED, 0, b"{}")
-        if not is_taken and confirming is self._confirming:
+        if not is_taken and confirming is self._confirming and any(call.flags & DURABLE for call in calls):
             # One that met a quorum queue without a leader may refuse for ever (3.10).
             self._confirm_anew()
         self._drop_retired()

@@ -13,6 +13,7 @@ from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections import amqp_queues as queues
 from butler_mesh.connections.amqp_link import Link
 from butler_mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable, failure
 from butler_mesh.protocol.client import CONNECT_TIMEOUT_S
@@ -54,8 +55,8 @@ class DeadLetters:
     is no such service, Unavailable or DeadlineExceeded where there is no broker, BadRequest for a refusal."""
 
     def __init__(self, endpoints: Sequence[str], service: str) -> None:
-        self._queue = messages.dead_queue(service)
-        self._home = messages.durable_queue(service)
+        self._queue = queues.dead_queue(service)
+        self._home = queues.durable_queue(service)
         self._answer: AsyncResult[Any] = AsyncResult()
         self._channel: Any = None
         self._link = Link(

@@ -20,6 +20,7 @@ from pika import BasicProperties
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections import amqp_queues as queues
 from butler_mesh.connections.amqp import Connection, has_transient_queues
 from butler_mesh.connections.amqp_clocks import Clocks
 from butler_mesh.connections.amqp_delivery import AmqpDelivery
@@ -40,8 +41,8 @@ MAX_CREDIT = 0xFFFF
 """What basic.qos can say."""
 MOST_RUNS = 2
 """How often a request is begun that may be: one that ends whoever begins it must not go round for ever."""
-RETRY_S, MAX_RETRY_S = 0.2, 10.0
-"""Before a stored request that failed is tried again, twice as long each time: what it needs may be back."""
+RETRY_S = (0.2, 0.4, 0.8, 1.6, 3.2, 0.0)
+"""How long a stored request that failed is kept before it goes to the next: what it needs may be back."""
 MAX_CANCELLED = 10_000
 """Ids of requests that were cancelled before they came, kept until they come."""
 
@@ -51,9 +52,9 @@ _log = logging.getLogger("butler_mesh.service")
 class AmqpInstance(InstanceConnection):
     """Reads the queues of a service and of path prefixes; one credit for all of them together.
 
-    ``absent_grace_s`` is how long a queue that nobody reads is kept, with what waits in it. A ``durable``
-    service has a second one, of stored requests: each is acknowledged when its handler has ended well, tried
-    again when it failed (429 and from 500), and put with the dead when that did not help or cannot.
+    ``absent_grace_s`` is how long a queue that nobody reads is kept. A ``durable`` service has a second one,
+    of stored requests: each is acknowledged when its handler has ended well, tried again when it failed (429
+    and from 500; it keeps its credit meanwhile), and put with the dead when that did not help or cannot.
     """
 
     def __init__(
@@ -70,18 +71,9 @@ class AmqpInstance(InstanceConnection):
     ) -> None:
         if register_secret is not None:
             raise UsageError("over amqp: the broker's users and permissions say who may serve what")
-        self._queues = [service] if service else []
-        self._queues += dict.fromkeys(path.rstrip("/") or "/" for path in paths)
+        self._queues = queues.request_queues(service, paths, is_durable=durable)
         self._service = service
-        if durable and not service:
-            raise UsageError("a durable service needs a name")
         self._is_durable = durable
-        names = [*self._queues, messages.durable_queue(service)] if durable else self._queues
-        for queue in names:
-            if queue.startswith("amq.") or len(queue.encode()) > messages.LONGEST_NAME:
-                raise UsageError(f"{queue[:80]!r} cannot be the name of a queue")
-        if service.endswith((messages.durable_queue(""), messages.dead_queue(""))):
-            raise UsageError(f"{service[:80]!r} is the name of another service's queue")
         if not 0 < credit <= MAX_CREDIT:
             raise UsageError(f"a credit is from 1 to {MAX_CREDIT}")
         self.wid = f"{service or 'paths'}-{socket.gethostname()}-{secrets.token_hex(5)}"
@@ -108,8 +100,7 @@ class AmqpInstance(InstanceConnection):
         self._consumers: dict[str, str] = {}
         # Consumers that the broker has not confirmed; we are registered when there is none.
         self._unconfirmed: set[str] = set()
-        self._is_taking = True
-        self._is_closed = False
+        self._is_taking, self._is_closed = True, False
         self._has_stopped = Event()
         self._has_stopped.set()
         self._registered = Event()
@@ -222,7 +213,7 @@ class AmqpInstance(InstanceConnection):
             _log.warning("dead-lettered %s of %.200r: %d", job.id, job.target, code)
             self._channel.basic_reject(job.tag, requeue=False)
         elif not self._is_closed:
-            pause_s = min(MAX_RETRY_S, RETRY_S * 2.0 ** min(job.deliveries, 10))
+            pause_s = RETRY_S[min(job.deliveries, len(RETRY_S) - 1)]
             _log.warning("retried %s of %.200r in %.1f s: %d", job.id, job.target, pause_s, code)
             self._retries.add(job, monotonic() + pause_s)
 
@@ -250,7 +241,7 @@ class AmqpInstance(InstanceConnection):
             return
         self._control = frame.method.queue
         for queue in [*self._queues, MANAGEMENT + self.wid]:
-            channel.queue_bind(self._control, messages.CONTROL_EXCHANGE, messages.control_key(queue))
+            channel.queue_bind(self._control, queues.CONTROL_EXCHANGE, queues.control_key(queue))
         channel.basic_consume(self._control, self._told, auto_ack=True)
         # Per consumer: a limit for the whole channel is refused by RabbitMQ 4.3.
         channel.basic_qos(prefetch_count=self._credit)
@@ -259,17 +250,19 @@ class AmqpInstance(InstanceConnection):
         for queue in self._queues:
             self._consume(queue)
         if self._is_durable:
-            channel.queue_declare(
-                messages.dead_queue(self._service), durable=True, arguments=messages.DEAD_ARGUMENTS
-            )
-            self._consume(messages.durable_queue(self._service))
+            dead = queues.dead_queue(self._service)
+            channel.queue_declare(dead, durable=True, arguments=queues.DEAD_ARGUMENTS)
+            self._consume(queues.durable_queue(self._service))
 
     def _consume(self, queue: str) -> None:
-        is_ordinary = queue in self._queues
-        arguments = (
-            {"x-expires": self._expires_ms} if is_ordinary else messages.durable_arguments(self._service)
-        )
-        is_durable = not (is_ordinary and has_transient_queues(self._channel.connection))
+        if queue in self._queues:
+            is_durable = not has_transient_queues(self._channel.connection)
+            full = queues.full_queue(queue)
+            self._channel.queue_declare(full, durable=is_durable, arguments=queues.FULL_ARGUMENTS)
+            self._channel.basic_consume(full, self._refuse, auto_ack=True)
+            arguments = queues.request_arguments(queue, self._expires_ms)
+        else:
+            is_durable, arguments = True, queues.durable_arguments(self._service)
         self._channel.queue_declare(queue, durable=is_durable, arguments=arguments)
         tag = self._channel.basic_consume(queue, self._arrived, callback=self._consuming)
         self._consumers[tag] = queue
@@ -301,6 +294,14 @@ class AmqpInstance(InstanceConnection):
                 self._stop(job, status.CANCELLED, "the connection of the stream was lost")
 
     # --- requests -----------------------------------------------------------------------------
+
+    def _refuse(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+        """Answer a request that found no room. Of one that expired the caller knows."""
+        if properties.reply_to and (properties.headers or {}).get("x-first-death-reason") == "maxlen":
+            code, id_ = status.UNAVAILABLE, properties.correlation_id or ""
+            envelope = mesh.pack_failure(code, "too much waits for the service", 1.0)[2:]
+            answer = messages.reply_properties(id_, code, 0, final=True)
+            channel.basic_publish("", properties.reply_to, envelope, answer)
 
     def _arrived(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
         """Take a request. Nothing may be raised here: pika would end the connection."""
@@ -494,6 +495,6 @@ class AmqpInstance(InstanceConnection):
                 del self._cancelled[next(iter(self._cancelled))]
 
     def _wait_until_idle(self, until: float) -> None:
-        while self._running > 0 and monotonic() < until:
+        while self._running and monotonic() < until:
             self._changed.clear()
             self._changed.wait(max(0.0, until - monotonic()))

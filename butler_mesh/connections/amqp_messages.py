@@ -35,61 +35,9 @@ REQUEST, PART, FINAL_REPLY, CANCEL, WINDOW = "request", "part", "final", "cancel
 
 REPLY_TO = "amq.rabbitmq.reply-to"
 """RabbitMQ's direct reply-to: replies come without a queue, by the channel that asked."""
-CONTROL_EXCHANGE = "amq.direct"
-"""There from the start, so nobody needs the right to declare one."""
-DELIVERY_LIMIT = 5
-"""How often a stored request that failed is tried again before it is put with the dead."""
-LONGEST_NAME = 255  # bytes, of queues and routing keys
-
 JSON_TYPE, BYTES_TYPE = "application/json", "application/octet-stream"
 
 _KNOWN_FLAGS = ONE_WAY | IDEMPOTENT | STREAM | RAW | DURABLE
-
-
-def control_key(queue: str) -> str:
-    """Return what the instances that read a queue bind their own queues by.
-
-    Cut off it may be another's as well: who has a request knows its id, the rest pass over it.
-    """
-    return f"mesh.{queue}".encode()[:LONGEST_NAME].decode("utf-8", "ignore")
-
-
-def durable_queue(service: str) -> str:
-    """Return the name of the queue that keeps a service's stored requests."""
-    return f"{service}:durable"
-
-
-def dead_queue(service: str) -> str:
-    """Return the name of the queue of those that nobody could serve."""
-    return f"{service}:dead"
-
-
-def durable_arguments(service: str) -> dict[str, Any]:
-    """Return what a queue of stored requests is declared with: a copy on most nodes of the cluster, a limit
-    of attempts, and a way to the dead on which nothing is lost either (at-least-once needs the overflow)."""
-    return {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": dead_queue(service),
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-
-
-DEAD_ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
-"""What a queue of the dead is declared with. To look at them counts as a delivery, and RabbitMQ 4 drops what
-was delivered 20 times unless it is told otherwise."""
-
-
-def prefixes(path: str) -> list[str]:
-    """Return the queues that may own a path, the longest prefix of whole segments first."""
-    head = path.rstrip("/") or "/"
-    found = [head]
-    while len(head) > 1:
-        head = head.rpartition("/")[0] or "/"
-        found.append(head)
-    return [one for one in found if len(one.encode()) <= LONGEST_NAME]
 
 
 def request_properties(

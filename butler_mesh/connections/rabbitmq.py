@@ -8,7 +8,7 @@
 * A dying instance: the broker gives its requests to another, which runs the IDEMPOTENT ones and answers
   502 to the rest; where there is no other, callers get 504 at their deadline. A lost connection to the
   broker is 502 at once for calls in flight, unless IDEMPOTENT: those are sent again. A DURABLE request goes
-  to another instance, now or later; after five failures it is put with the dead, in ``SERVICE:dead``.
+  to another instance, now or later; after six failures it is put with the dead, in ``SERVICE:dead``.
 * An absent far side: a call waits up to 3 s for a broker, then 503; a service without a queue is 404 at
   once, but for 5 s after a lost connection it is waited for. The queue outlives its last reader by a minute,
   in which requests wait for the next one; a broker that crashes forgets it.

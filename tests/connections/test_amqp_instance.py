@@ -14,7 +14,7 @@ import pytest
 
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import amqp_instance, rabbitmq
-from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections import amqp_queues as queues
 from butler_mesh.connections.amqp_instance import AmqpInstance
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import UsageError
@@ -150,7 +150,7 @@ DIES = """
 import os, sys
 from gevent.event import Event
 from butler_mesh.connections import amqp_instance, rabbitmq
-from butler_mesh.connections import amqp_messages as messages
+from butler_mesh.connections import amqp_queues as queues
 def handler(delivery):
     sys.stdout.write("begun\\n")
     sys.stdout.flush()
@@ -292,7 +292,7 @@ def test_a_queue_without_readers_expires_and_the_service_is_404(rabbit: RabbitEn
 @pytest.fixture
 def durable(rabbit: RabbitEngine, monkeypatch: pytest.MonkeyPatch) -> RabbitEngine:
     """The engine, with a service that stores; what fails is tried again soon."""
-    monkeypatch.setattr(amqp_instance, "RETRY_S", 0.005)
+    monkeypatch.setattr(amqp_instance, "RETRY_S", (0.005, 0.01, 0.02, 0.0))
     rabbit._queues.update(["svc:durable", "svc:dead"])
     return rabbit
 
@@ -349,7 +349,7 @@ def test_a_stored_request_that_fails_is_tried_again_and_then_put_with_the_dead(
     wait_for(lambda: seen == [b"second time lucky"] * 2)
     assert Call(client, b"wrong", flags=STORED).status == 202
     assert Call(client, b"poison", flags=STORED).status == 202
-    wait_for(lambda: seen.count(b"poison") == 1 + messages.DELIVERY_LIMIT)
+    wait_for(lambda: seen.count(b"poison") == 1 + queues.DELIVERY_LIMIT)
     dead: list[bytes] = []
     wait_for(lambda: dead.extend(_dead(broker)) or len(dead) == 2)
     assert sorted(dead) == [b"poison", b"wrong"]
@@ -429,3 +429,45 @@ def test_a_durable_service_needs_a_name_that_fits() -> None:
     for service in ("", "x" * 250):
         with pytest.raises(UsageError):
             rabbitmq.instance(["amqp://127.0.0.1"], service, ["/a"], durable=True)
+
+
+@pytest.mark.parametrize("target", ["svc", "/a"])
+def test_what_finds_the_queue_full_is_503_at_once(
+    target: str, rabbit: RabbitEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "MAX_WAITING", 10)
+    gate = Gate()
+    rabbit.instance(gate, paths=["/a"], credit=1)
+    client = rabbit.client()
+    calls = [Call(client, to=target, within_s=30.0) for _ in range(20)]
+    # Who has begun has left the queue; one or another may have found room meanwhile.
+    wait_for(lambda: 8 <= sum(call.is_over for call in calls) <= 10)
+    refused = [call for call in calls if call.is_over]
+    assert {call.status for call in refused} == {503}
+    assert b"too much waits for the service" in refused[0].final().envelope
+    Call(client, to=target, flags=ONE_WAY)
+    gate.open()
+    assert {call.status for call in calls if call not in refused} == {200}
+    assert Call(client, to=target).status == 200
+    assert [code for code, _ in client.close(PATIENCE_S)] in ([], [503])
+
+
+def test_what_expired_in_the_queue_is_answered_by_nobody_else(rabbit: RabbitEngine) -> None:
+    gate = Gate()
+    instance = rabbit.instance(gate, credit=1)
+    client = rabbit.client()
+    first = Call(client)
+    wait_for(lambda: gate.now == 1)
+    heard: list[object] = []
+    channel = instance._channel  # type: ignore[attr-defined]
+    publish = channel.basic_publish
+    channel.basic_publish = lambda *arguments, **named: (
+        heard.append(arguments),
+        publish(*arguments, **named),
+    )
+    held = [Call(client, within_s=0.1) for _ in range(3)]
+    assert {call.status for call in held} == {504}
+    gate.open()
+    assert first.status == 200
+    assert Call(client).status == 200
+    assert len(heard) <= 3  # two replies, and perhaps one for what was held

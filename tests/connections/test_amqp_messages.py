@@ -23,21 +23,6 @@ def a_request(
     )
 
 
-@pytest.mark.parametrize(
-    ("path", "queues"),
-    [
-        ("/", ["/"]),
-        ("/a", ["/a", "/"]),
-        ("/a/b.jpg", ["/a/b.jpg", "/a", "/"]),
-        ("/a/", ["/a", "/"]),
-        ("//a", ["//a", "/"]),
-        ("/a/" + "x" * 300 + "/b", ["/a", "/"]),
-    ],
-)
-def test_a_path_may_belong_to_each_of_its_prefixes_the_longest_first(path: str, queues: list[str]) -> None:
-    assert messages.prefixes(path) == queues
-
-
 @pytest.mark.parametrize("flags", [0, ONE_WAY, IDEMPOTENT, STREAM, RAW, RAW | STREAM | IDEMPOTENT])
 def test_a_requests_flags_arrive(flags: int) -> None:
     properties = a_request(flags)
@@ -97,9 +82,3 @@ def test_a_reply_arrives(final: bool, kind: int) -> None:
 def test_what_is_no_reply_is_a_value_error(properties: BasicProperties) -> None:
     with pytest.raises(ValueError, match=r"number|neither"):
         messages.reply_kind(properties)
-
-
-def test_a_key_fits_whatever_the_name() -> None:
-    assert messages.control_key("svc") == "mesh.svc"
-    key = messages.control_key("ö" * 127)
-    assert len(key.encode()) <= messages.LONGEST_NAME
