@@ -2,10 +2,19 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 INSTALLED := .venv/installed.stamp
 
+# What takes longest first. Tests mostly wait, so two parts run side by side on one core.
+SHARDS := test-processes test-web test-connections test-rest
+processes := tests/processes tests/operations
+web := tests/web tests/test_demo.py
+connections := tests/connections tests/compat
+# What a part has said, in one piece; make 3 (macOS) mixes them.
+TOGETHER := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint budget scale compare bench routers large fronts rabbitmq fuzz
+.PHONY: help demo test $(SHARDS) lint budget scale compare bench routers large fronts rabbitmq fuzz
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,8 +22,18 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## router, service and web page, until Ctrl-C (DEMO_PORT=8080, FRONT=mongrel2, ENGINE=rabbitmq)
 	@$(BIN)/python demos/run.py
 
-test: $(INSTALLED)  ## all tests (ARGS="-k name" passes options to pytest)
+test: $(INSTALLED)  ## all tests, in parts side by side (ARGS="-k name": one pytest with these options)
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	@$(MAKE) --no-print-directory --jobs=$(JOBS) --keep-going $(TOGETHER) $(SHARDS)
+endif
+
+test-processes test-web test-connections: test-%: $(INSTALLED)
+	$(BIN)/python -m pytest -q $($*)
+
+test-rest: $(INSTALLED)
+	$(BIN)/python -m pytest -q tests $(addprefix --ignore=,$(processes) $(web) $(connections))
 
 lint: $(INSTALLED)  ## style, format and types
 	$(BIN)/ruff check .
