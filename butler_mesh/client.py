@@ -170,6 +170,17 @@ class Client:
         Unavailable, and UsageError for an address without a broker.
         """
         request = ServiceRequest(path, method, arguments, headers, body)
+        self.send_nowait(service, request, timeout=timeout, durable=durable)
+
+    def send_nowait(
+        self,
+        service: str | None,
+        request: ServiceRequest,
+        *,
+        timeout: float = deadlines.NOWAIT_TIMEOUT_S,
+        durable: bool = False,
+    ) -> None:
+        """Send a request made before; otherwise as ``request_nowait``."""
         target, envelope, flags = self._prepare(service, request)
         deadline = monotonic() + _finite(timeout)
         if durable:
@@ -179,7 +190,7 @@ class Client:
             flags |= ONE_WAY | DURABLE
             call = connection.submit(target, envelope, deadline=deadline, flags=flags, on_reply=waiter)
             code, reply_flags, reply = waiter.wait(connection, call)
-            decode_response(code, reply_flags, reply, path).raise_for_status()
+            decode_response(code, reply_flags, reply, request.path).raise_for_status()
             return
         self._connect().submit(target, envelope, deadline=deadline, flags=flags | ONE_WAY, on_reply=_ignore)
 

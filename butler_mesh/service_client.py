@@ -122,14 +122,27 @@ class ServiceClientMixin:
         return LazyServiceResponse(self, lazy, client if is_own else None)
 
     def send_service_request_nowait(
-        self, address: str, request: ServiceRequest, *, timeout: float = deadlines.NOWAIT_TIMEOUT_S
+        self,
+        address: str,
+        request: ServiceRequest,
+        *,
+        timeout: float = deadlines.NOWAIT_TIMEOUT_S,
+        durable: bool = False,
     ) -> None:
         """Send a request and return at once. Our ``response`` handler runs when the reply comes.
 
         The deadline is the request's own: it may outlive the work that caused it. A failure that no
-        handler takes is logged.
+        handler takes is logged. A ``durable`` one is stored by a broker when this returns, and nobody
+        hears what became of it; raises as ``Client.request_nowait``.
         """
         client, is_own = self._client(address)
+        if durable:
+            try:
+                client.send_nowait(None, request, timeout=timeout, durable=True)
+            finally:
+                if is_own:
+                    client.close()
+            return
         application = getattr(self, "application", None)
         path = request.path
         # Of whoever sends it: the handler of the reply belongs to the same trace.

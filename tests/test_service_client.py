@@ -11,9 +11,11 @@ import pytest
 from butler_mesh import deadlines
 from butler_mesh.application import Application
 from butler_mesh.client import Client
-from butler_mesh.errors import AddressError
+from butler_mesh.errors import AddressError, NotFound, UsageError
 from butler_mesh.handlers import ServiceMessageHandler
+from butler_mesh.service import Service
 from butler_mesh.service_client import ServiceClientMixin, coro_sleep
+from tests.brokers import Broker
 from tests.meshes import Mesh
 from tests.waiting import wait_for
 
@@ -317,3 +319,40 @@ def test_it_works_beside_other_base_classes(application: Any, address: str, seen
 
     Page.application = application
     assert Page(template="a").get() == "handled"
+
+
+# --- stored requests ---------------------------------------------------------------------------------
+
+
+def test_a_durable_request_is_stored_and_nobody_handles_what_became_of_it(
+    application: Any, broker: Broker, seen: list[Any]
+) -> None:
+    jobs: list[int] = []
+
+    def take(n: int) -> None:
+        jobs.append(n)
+
+    address = f"{broker.endpoint}#mixin-jobs"
+    with Service(address, durable=True) as service:
+        service.register_function(take, "echo")
+        service.start()
+        assert service.wait_until_registered(5.0)
+    for n, caller in enumerate((Caller(application), Homeless())):
+        request = caller.create_service_request("/echo", "request", {"n": n})
+        caller.send_service_request_nowait(address, request, durable=True)
+    assert jobs == []
+    with Service(address, durable=True) as service:
+        service.register_function(take, "echo")
+        service.start()
+        wait_for(lambda: sorted(jobs) == [0, 1])
+    assert seen == []
+    missing = f"{broker.endpoint}#nothing-of-that-name"
+    with pytest.raises(NotFound):
+        Homeless().send_service_request_nowait(missing, request, durable=True)
+    broker.delete_queues(["mixin-jobs", "mixin-jobs:durable", "mixin-jobs:dead"])
+
+
+def test_where_nothing_is_stored_a_durable_request_is_refused(application: Any, address: str) -> None:
+    caller = Caller(application)
+    with pytest.raises(UsageError, match="amqp"):
+        caller.send_service_request_nowait(address, caller.create_service_request("/echo"), durable=True)
