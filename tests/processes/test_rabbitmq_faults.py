@@ -21,7 +21,7 @@ from gevent.event import Event
 from butler_mesh.client import Client
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.amqp_dead import DeadLetters
-from butler_mesh.connections.amqp_messages import DELIVERY_LIMIT
+from butler_mesh.connections.amqp_queues import DELIVERY_LIMIT
 from butler_mesh.errors import Unavailable
 from butler_mesh.operations.rabbitmq import Cluster, Node
 from butler_mesh.service import Service
@@ -191,9 +191,8 @@ def test_a_broker_that_restarts_under_a_thousand_lazies_leaves_none_waiting(
         gate.set()
         assert service.wait_until_registered(PATIENCE_S)
         assert client.request("echo", "/echo", {"n": 7}).body == 7
-        replies = Counter(lazy.get().status_code for lazy in lazies[::2])
-        # Sent again, where the broker was back within the time that calls wait for one.
-        assert replies.keys() <= {200, 503, 502}
+        # Sent again when the broker was back; those that ran here all the while are recognised or run again.
+        assert {lazy.get().status_code for lazy in lazies[::2]} == {200}
         assert client.close() == []
 
 
