@@ -308,7 +308,8 @@ class Client:
         All have ``ping``, ``stats`` and ``kill``; ``arguments`` are those of the command's function. A
         command reaches an instance also when it takes no more requests. Over ``amqp://`` nobody knows how
         many there are: the iterator ends when ``timeout`` seconds have passed. Raises (at its end) NotFound
-        where there is no such service or instance, DeadlineExceeded where nobody has answered.
+        where there is no such service or instance, DeadlineExceeded where nobody has answered, and what
+        was said (as BadRequest, for a passphrase) where all have refused.
         """
         target = service or self.service
         if not target and not wid:

@@ -12,7 +12,7 @@ import click
 from butler_mesh.cli.terminal import Refusal
 
 if TYPE_CHECKING:
-    from butler_mesh.connections.amqp_dead import DeadLetters
+    from butler_mesh.connections.amqp.dead import DeadLetters
 
 ALL = 1_000_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -86,7 +86,7 @@ def _open(address: str) -> Iterator[tuple[str, DeadLetters]]:
     parsed = Address.parse(address)
     if parsed.scheme not in ("amqp", "amqps") or not parsed.service:
         raise Refusal("an amqp:// address with a service is needed, as in amqp://user@host//api.images")
-    from butler_mesh.connections.amqp_dead import DeadLetters
+    from butler_mesh.connections.amqp.dead import DeadLetters
 
     try:
         with DeadLetters(parsed.endpoints, parsed.service) as dead:

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from butler_mesh.connections.amqp_client import AmqpClient
-from butler_mesh.connections.amqp_instance import AmqpInstance
+from butler_mesh.connections.amqp.client import AmqpClient
+from butler_mesh.connections.amqp.instance import AmqpInstance
 from butler_mesh.connections.base import ClientConnection, InstanceConnection
 
 

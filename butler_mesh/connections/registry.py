@@ -17,7 +17,7 @@ from butler_mesh.errors import AddressError, UsageError
 from butler_mesh.sealing import Seal
 
 if TYPE_CHECKING:
-    from butler_mesh.connections.amqp_foreign import ForeignQueues
+    from butler_mesh.connections.amqp.foreign import ForeignQueues
 
 _ENGINES = {
     "tcp": "butler_mesh.connections.zeromq",
@@ -83,7 +83,7 @@ def connect_queues(address: str, exchange: str, **options: Any) -> ForeignQueues
     if parsed.scheme not in ("amqp", "amqps"):
         raise AddressError(f"{parsed.scheme}:// has no queues; an amqp:// address is needed")
     _engine(parsed)
-    from butler_mesh.connections.amqp_foreign import ForeignQueues
+    from butler_mesh.connections.amqp.foreign import ForeignQueues
 
     return ForeignQueues(parsed.endpoints, exchange, **options)
 

@@ -11,7 +11,7 @@ from pika import BasicProperties
 
 from butler_mesh.cli.main import main
 from butler_mesh.client import Client
-from butler_mesh.connections import amqp_dead
+from butler_mesh.connections.amqp import dead as amqp_dead
 from butler_mesh.service import Service
 from tests.brokers import Broker, free_port
 from tests.waiting import wait_for

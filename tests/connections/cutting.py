@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
-from butler_mesh.connections.amqp_client import AmqpClient
-from butler_mesh.connections.amqp_instance import AmqpInstance
-from butler_mesh.connections.amqp_link import Link
+from butler_mesh.connections.amqp.client import AmqpClient
+from butler_mesh.connections.amqp.instance import AmqpInstance
+from butler_mesh.connections.amqp.link import Link
 
 
 def link_of(side: object) -> Link:

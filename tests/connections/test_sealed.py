@@ -13,7 +13,7 @@ from butler_mesh import codec
 from butler_mesh.calls import Waiter
 from butler_mesh.client import Client
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp_dead import DeadLetters
+from butler_mesh.connections.amqp.dead import DeadLetters
 from butler_mesh.connections.base import Delivery
 from butler_mesh.connections.sealed import SealedClient, SealedInstance, _Opener
 from butler_mesh.errors import Unavailable

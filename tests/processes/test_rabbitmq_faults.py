@@ -20,8 +20,8 @@ from gevent.event import Event
 
 from butler_mesh.client import Client
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp_dead import DeadLetters
-from butler_mesh.connections.amqp_queues import DELIVERY_LIMIT
+from butler_mesh.connections.amqp.dead import DeadLetters
+from butler_mesh.connections.amqp.queues import DELIVERY_LIMIT
 from butler_mesh.errors import Unavailable
 from butler_mesh.operations.rabbitmq import Cluster, Node
 from butler_mesh.service import Service

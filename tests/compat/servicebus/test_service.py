@@ -190,7 +190,7 @@ def test_a_broker_that_says_nothing_is_given_up_and_found_again(
     bench: Bench, other_broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # pika adds five seconds of its own.
-    monkeypatch.setattr("butler_mesh.connections.amqp.HEARTBEAT_S", 1)
+    monkeypatch.setattr("butler_mesh.connections.amqp.connection.HEARTBEAT_S", 1)
     hosts = [f"127.0.0.1:{one.port}" for one in (other_broker, bench.broker)]
     bus = bench.bus(*hosts)
     bus.add_rpc_service("math", "add", Add())

@@ -15,7 +15,7 @@ import pytest
 
 from butler_mesh import deadlines
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp_foreign import ForeignMessage, ForeignQueues
+from butler_mesh.connections.amqp.foreign import ForeignMessage, ForeignQueues
 from butler_mesh.errors import (
     Closed,
     DeadlineExceeded,

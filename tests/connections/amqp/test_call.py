@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.amqp.call import Call
 from butler_mesh.connections.base import ALL
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
 from butler_mesh.protocol.wheel import NEVER

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from butler_mesh.connections import amqp_clocks
-from butler_mesh.connections.amqp_clocks import LATELY_S, Clocks
+from butler_mesh.connections.amqp import clocks as amqp_clocks
+from butler_mesh.connections.amqp.clocks import LATELY_S, Clocks
 
 
 @pytest.mark.parametrize("apart_ms", [0, 29_000, -29_000, 10**9])

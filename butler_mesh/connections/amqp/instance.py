@@ -19,13 +19,12 @@ from pika import BasicProperties
 
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections import amqp_queues as queues
-from butler_mesh.connections.amqp import Connection, has_transient_queues
-from butler_mesh.connections.amqp_clocks import Clocks
-from butler_mesh.connections.amqp_delivery import AmqpDelivery
-from butler_mesh.connections.amqp_link import Link
-from butler_mesh.connections.amqp_loop import Alarm
+from butler_mesh.connections.amqp import messages, queues
+from butler_mesh.connections.amqp.clocks import Clocks
+from butler_mesh.connections.amqp.connection import Connection, has_transient_queues
+from butler_mesh.connections.amqp.delivery import AmqpDelivery
+from butler_mesh.connections.amqp.link import Link
+from butler_mesh.connections.amqp.loop import Alarm
 from butler_mesh.connections.base import MANAGEMENT, Handler, InstanceConnection
 from butler_mesh.connections.engine import STOP_S
 from butler_mesh.connections.workers import Workers

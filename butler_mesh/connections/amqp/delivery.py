@@ -11,8 +11,8 @@ from pika import BasicProperties
 
 from butler_mesh import status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp_clocks import Clocks
+from butler_mesh.connections.amqp import messages
+from butler_mesh.connections.amqp.clocks import Clocks
 from butler_mesh.connections.base import Delivery
 from butler_mesh.connections.engine import FLUSH_BYTES, WINDOW_PATIENCE_S
 from butler_mesh.connections.workers import Worker

@@ -10,8 +10,8 @@ import gevent
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 
-from butler_mesh.connections import amqp_link
-from butler_mesh.connections.amqp_link import Link
+from butler_mesh.connections.amqp import link as amqp_link
+from butler_mesh.connections.amqp.link import Link
 from butler_mesh.protocol.mesh import ONE_WAY
 from tests.brokers import Broker, free_port
 from tests.connections.contract import Call, Gate, echo

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from butler_mesh.connections import amqp_dead
-from butler_mesh.connections.amqp_dead import Dead, DeadLetters
+from butler_mesh.connections.amqp import dead as amqp_dead
+from butler_mesh.connections.amqp.dead import Dead, DeadLetters
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import BadRequest, NotFound, Unavailable
 from butler_mesh.messages import ServiceRequest, encode_request

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from butler_mesh.connections.amqp_call import Call
-from butler_mesh.connections.amqp_confirming import Confirming
+from butler_mesh.connections.amqp.call import Call
+from butler_mesh.connections.amqp.confirming import Confirming
 from butler_mesh.protocol.mesh import ONE_WAY
 from butler_mesh.protocol.wheel import NEVER
 

@@ -9,10 +9,10 @@ import pytest
 from pika import BasicProperties
 
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_delivery
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp_clocks import Clocks
-from butler_mesh.connections.amqp_delivery import AmqpDelivery
+from butler_mesh.connections.amqp import delivery as amqp_delivery
+from butler_mesh.connections.amqp import messages
+from butler_mesh.connections.amqp.clocks import Clocks
+from butler_mesh.connections.amqp.delivery import AmqpDelivery
 from butler_mesh.errors import Stopped
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY, STREAM
 from butler_mesh.protocol.wheel import NEVER

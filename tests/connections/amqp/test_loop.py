@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp_loop import Alarm, HubServices
+from butler_mesh.connections.amqp.loop import Alarm, HubServices
 from tests.connections.conftest import descriptors
 from tests.waiting import wait_for
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.amqp.call import Call
 from butler_mesh.protocol.outbox import MAX_OUTBOX_BYTES
 
 MAX_WAITING = 20_000

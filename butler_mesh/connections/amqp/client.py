@@ -16,14 +16,14 @@ from pika.exceptions import AMQPError
 
 from butler_mesh import status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp import Connection
-from butler_mesh.connections.amqp_call import Call
-from butler_mesh.connections.amqp_confirming import Confirming
-from butler_mesh.connections.amqp_link import Link
-from butler_mesh.connections.amqp_loop import Alarm
-from butler_mesh.connections.amqp_owners import Owners
-from butler_mesh.connections.amqp_waiting import Waiting
+from butler_mesh.connections.amqp import messages
+from butler_mesh.connections.amqp.call import Call
+from butler_mesh.connections.amqp.confirming import Confirming
+from butler_mesh.connections.amqp.connection import Connection
+from butler_mesh.connections.amqp.link import Link
+from butler_mesh.connections.amqp.loop import Alarm
+from butler_mesh.connections.amqp.owners import Owners
+from butler_mesh.connections.amqp.waiting import Waiting
 from butler_mesh.connections.base import ALL, MANAGEMENT, ClientConnection, OnReply
 from butler_mesh.errors import Closed
 from butler_mesh.protocol import mesh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from butler_mesh.connections import amqp_queues as queues
+from butler_mesh.connections.amqp import queues
 from butler_mesh.errors import UsageError
 
 

@@ -13,9 +13,10 @@ import pika
 import pytest
 
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_instance, rabbitmq
-from butler_mesh.connections import amqp_queues as queues
-from butler_mesh.connections.amqp_instance import AmqpInstance
+from butler_mesh.connections import rabbitmq
+from butler_mesh.connections.amqp import instance as amqp_instance
+from butler_mesh.connections.amqp import queues
+from butler_mesh.connections.amqp.instance import AmqpInstance
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import UsageError
 from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, ONE_WAY, STREAM
@@ -149,8 +150,9 @@ def test_a_stream_ends_with_the_connection_of_its_instance(rabbit: RabbitEngine)
 DIES = """
 import os, sys
 from gevent.event import Event
-from butler_mesh.connections import amqp_instance, rabbitmq
-from butler_mesh.connections import amqp_queues as queues
+from butler_mesh.connections import rabbitmq
+from butler_mesh.connections.amqp import instance as amqp_instance
+from butler_mesh.connections.amqp import queues
 def handler(delivery):
     sys.stdout.write("begun\\n")
     sys.stdout.flush()

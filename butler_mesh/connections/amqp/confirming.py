@@ -8,7 +8,7 @@ from typing import Any
 
 from pika import BasicProperties
 
-from butler_mesh.connections.amqp_call import Call
+from butler_mesh.connections.amqp.call import Call
 
 
 class Confirming:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from butler_mesh.connections import amqp_waiting
-from butler_mesh.connections.amqp_call import Call
-from butler_mesh.connections.amqp_waiting import Waiting
+from butler_mesh.connections.amqp import waiting as amqp_waiting
+from butler_mesh.connections.amqp.call import Call
+from butler_mesh.connections.amqp.waiting import Waiting
 from butler_mesh.protocol.wheel import NEVER
 
 

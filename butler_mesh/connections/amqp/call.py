@@ -8,8 +8,7 @@ from typing import Protocol
 
 from pika import BasicProperties
 
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections import amqp_queues as queues
+from butler_mesh.connections.amqp import messages, queues
 from butler_mesh.connections.base import ALL, MANAGEMENT, OnReply
 from butler_mesh.protocol.mesh import DURABLE
 from butler_mesh.protocol.wheel import NEVER

@@ -26,7 +26,7 @@ from pika.exceptions import AuthenticationError
 
 from butler_mesh import status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp_loop import HubServices
+from butler_mesh.connections.amqp.loop import HubServices
 from butler_mesh.errors import UsageError
 
 PASSWORD = "BUTLER_MESH_AMQP_PASSWORD"

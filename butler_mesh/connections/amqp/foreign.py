@@ -26,8 +26,8 @@ from pika.exceptions import AMQPError
 
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
-from butler_mesh.connections.amqp_link import Link
-from butler_mesh.connections.amqp_messages import REPLY_TO
+from butler_mesh.connections.amqp.link import Link
+from butler_mesh.connections.amqp.messages import REPLY_TO
 from butler_mesh.errors import (
     Closed,
     DeadlineExceeded,

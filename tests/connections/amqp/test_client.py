@@ -11,8 +11,9 @@ import pytest
 
 from butler_mesh import codec
 from butler_mesh.clock import monotonic
-from butler_mesh.connections import amqp_client, amqp_waiting
-from butler_mesh.connections.amqp_client import AmqpClient
+from butler_mesh.connections.amqp import client as amqp_client
+from butler_mesh.connections.amqp import waiting as amqp_waiting
+from butler_mesh.connections.amqp.client import AmqpClient
 from butler_mesh.connections.base import Delivery
 from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, ONE_WAY, STREAM
 from tests.brokers import Broker, free_port

@@ -12,9 +12,8 @@ from gevent.event import AsyncResult
 from pika.exceptions import AMQPError
 from pika.spec import Basic
 
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections import amqp_queues as queues
-from butler_mesh.connections.amqp_link import Link
+from butler_mesh.connections.amqp import messages, queues
+from butler_mesh.connections.amqp.link import Link
 from butler_mesh.errors import DeadlineExceeded, MeshError, NotFound, Unavailable, failure
 from butler_mesh.protocol.client import CONNECT_TIMEOUT_S
 from butler_mesh.protocol.mesh import RAW, Malformed, split_raw

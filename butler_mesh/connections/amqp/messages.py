@@ -28,7 +28,7 @@ from typing import Any
 
 from pika import BasicProperties
 
-from butler_mesh.connections.amqp_clocks import Clocks
+from butler_mesh.connections.amqp.clocks import Clocks
 from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, ONE_WAY, PARTIAL, RAW, STREAM
 
 REQUEST, PART, FINAL_REPLY, CANCEL, WINDOW = "request", "part", "final", "cancel", "window"

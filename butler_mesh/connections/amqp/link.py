@@ -18,7 +18,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 from pika import ConnectionParameters
 
-from butler_mesh.connections.amqp import Connection, Keeper, parameters
+from butler_mesh.connections.amqp.connection import Connection, Keeper, parameters
 
 RESET_PAUSE_S = 1.0
 """Before the channels are opened again of which the broker has closed one: it will do so again."""

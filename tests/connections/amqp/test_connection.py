@@ -17,7 +17,7 @@ from gevent.server import StreamServer
 
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import rabbitmq
-from butler_mesh.connections.amqp import (
+from butler_mesh.connections.amqp.connection import (
     CA,
     CERTIFICATE,
     KEY,
@@ -26,8 +26,8 @@ from butler_mesh.connections.amqp import (
     has_transient_queues,
     parameters,
 )
-from butler_mesh.connections.amqp_link import Link
-from butler_mesh.connections.amqp_loop import HubServices
+from butler_mesh.connections.amqp.link import Link
+from butler_mesh.connections.amqp.loop import HubServices
 from butler_mesh.errors import UsageError
 from tests.brokers import Broker, free_port, running_broker
 from tests.connections.conftest import descriptors

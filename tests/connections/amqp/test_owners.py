@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from butler_mesh.connections import amqp_owners
-from butler_mesh.connections.amqp_owners import MEMORY_S, Owners
+from butler_mesh.connections.amqp import owners as amqp_owners
+from butler_mesh.connections.amqp.owners import MEMORY_S, Owners
 
 
 def test_an_owner_is_believed_in_for_a_while_and_learned_anew() -> None:

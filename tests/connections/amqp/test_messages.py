@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pika import BasicProperties
 
-from butler_mesh.connections import amqp_messages as messages
-from butler_mesh.connections.amqp_clocks import Clocks
+from butler_mesh.connections.amqp import messages
+from butler_mesh.connections.amqp.clocks import Clocks
 from butler_mesh.protocol.mesh import FINAL, IDEMPOTENT, ONE_WAY, PARTIAL, RAW, STREAM
 
 
