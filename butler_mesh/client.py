@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import random
+import secrets
 import weakref
 from collections.abc import Iterable, Mapping
+from copy import copy
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +21,14 @@ from butler_mesh.clock import monotonic
 from butler_mesh.connections.base import ALL, ClientConnection, OnReply
 from butler_mesh.connections.registry import connect_client
 from butler_mesh.errors import Closed, UsageError, WrongThread
-from butler_mesh.messages import Body, ServiceRequest, ServiceResponse, decode_response, encode_request
+from butler_mesh.messages import (
+    IDEMPOTENCY_KEY,
+    Body,
+    ServiceRequest,
+    ServiceResponse,
+    decode_response,
+    encode_request,
+)
 from butler_mesh.protocol.mesh import DURABLE, IDEMPOTENT, ONE_WAY, STREAM
 from butler_mesh.router import Router, Target
 from butler_mesh.rpc import Proxy
@@ -166,7 +175,8 @@ class Client:
         """Send a request that nobody answers. Returns at once; ``close`` reports those refused.
 
         A ``durable`` one is stored by a broker until it was served (``timeout`` is then its handler's), and
-        this returns when it is safe there. Raises NotFound where no durable service has that name,
+        this returns when it is safe there. Its header ``Idempotency-Key``, made where none is given, is the
+        same each time that it comes. Raises NotFound where no durable service has that name,
         Unavailable, and UsageError for an address without a broker.
         """
         request = ServiceRequest(path, method, arguments, headers, body)
@@ -181,6 +191,10 @@ class Client:
         durable: bool = False,
     ) -> None:
         """Send a request made before; otherwise as ``request_nowait``."""
+        if durable:
+            # A copy, for the same request sent another time is another one.
+            request = copy(request)
+            request.headers = {IDEMPOTENCY_KEY: secrets.token_hex(16), **request.headers}
         target, envelope, flags = self._prepare(service, request)
         deadline = monotonic() + _finite(timeout)
         if durable:

@@ -22,6 +22,10 @@ DEFAULT_METHOD = "request"
 WID = "Wid"
 """The header of an answer to a command: whose it is."""
 
+IDEMPOTENCY_KEY = "Idempotency-Key"
+"""The header of a stored request that tells a repetition from another request
+(draft-ietf-httpapi-idempotency-key-header)."""
+
 # Made once: a union written out in a call is made anew by each.
 _BYTES = (bytes, bytearray, memoryview)
 _ARRAY = (list, tuple)

@@ -15,6 +15,7 @@ from butler_mesh.errors import AddressError, NotFound, UsageError
 from butler_mesh.handlers import ServiceMessageHandler
 from butler_mesh.service import Service
 from butler_mesh.service_client import ServiceClientMixin, coro_sleep
+from butler_mesh.service_connection import ServiceConnection
 from tests.brokers import Broker
 from tests.meshes import Mesh
 from tests.waiting import wait_for
@@ -356,3 +357,48 @@ def test_where_nothing_is_stored_a_durable_request_is_refused(application: Any, 
     caller = Caller(application)
     with pytest.raises(UsageError, match="amqp"):
         caller.send_service_request_nowait(address, caller.create_service_request("/echo"), durable=True)
+
+
+class Books(ServiceMessageHandler):
+    """Fails the first time, and notes what it was given."""
+
+    keys: list[str]
+
+    def request(self) -> Any:
+        self.keys.append(self.message.headers["Idempotency-Key"])
+        if len(self.keys) == 1:
+            self.set_status(503)
+        return self.render()
+
+
+def test_a_stored_request_bears_a_key_that_is_the_same_each_time_it_comes(broker: Broker) -> None:
+    Books.keys = []
+    address = f"{broker.endpoint}#mixin-books"
+    connection = ServiceConnection(address, durable=True)
+    application = Application(connection, [("^/book$", Books)])
+    serving = gevent.spawn(application.run)
+    caller = Homeless()
+    request = caller.create_service_request("/book")
+    try:
+        wait_for(lambda: is_stored(caller, address, request))
+        wait_for(lambda: len(Books.keys) == 2)
+        caller.send_service_request_nowait(address, request, durable=True)
+        own = caller.create_service_request("/book", headers={"Idempotency-Key": "mine"})
+        caller.send_service_request_nowait(address, own, durable=True)
+        wait_for(lambda: len(Books.keys) == 4)
+    finally:
+        application.stop()
+        serving.join(5.0)
+    assert Books.keys[0] == Books.keys[1] != Books.keys[2]
+    assert Books.keys[3] == "mine"
+    assert request.headers == {}
+    broker.delete_queues(["mixin-books", "mixin-books:durable", "mixin-books:dead"])
+
+
+def is_stored(caller: ServiceClientMixin, address: str, request: Any) -> bool:
+    """Send it, once there is somebody to keep it."""
+    try:
+        caller.send_service_request_nowait(address, request, durable=True)
+    except NotFound:
+        return False
+    return True
