@@ -34,3 +34,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A RabbitMQ of our own, started when a test first asks for it."""
     with running_broker(tmp_path_factory.mktemp("rabbitmq") / "node") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def other_broker(tmp_path_factory: pytest.TempPathFactory, broker: Broker) -> Iterator[Broker]:
+    """A second broker that knows nothing of the first, for its user and password; one that tests may kill."""
+    home = tmp_path_factory.mktemp("rabbitmq") / "other"
+    with running_broker(home, password=broker.password) as made:
+        yield made

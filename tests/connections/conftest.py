@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import gevent
@@ -18,6 +18,7 @@ from tests.brokers import Broker
 from tests.waiting import wait_for
 
 if TYPE_CHECKING:
+    from butler_mesh.connections.amqp.foreign import ForeignQueues
     from tests.connections.engines import RabbitEngine
 
 pytest.register_assert_rewrite("tests.connections.contract")
@@ -85,3 +86,20 @@ def rabbit(broker: Broker) -> Iterator[RabbitEngine]:
     engine = RabbitEngine(broker)
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def open_queues(broker: Broker) -> Iterator[Callable[..., ForeignQueues]]:
+    """Opens another system's queues at the broker, or elsewhere, and closes them."""
+    from butler_mesh.connections.amqp.foreign import ForeignQueues
+
+    opened: list[ForeignQueues] = []
+
+    def open_queues(*endpoints: str, **options: float) -> ForeignQueues:
+        opened.append(ForeignQueues(endpoints or [broker.endpoint], "theirs", **options))
+        return opened[-1]
+
+    yield open_queues
+    for one in opened:
+        one.close(0.0)
+    broker.delete_queues(["node"])

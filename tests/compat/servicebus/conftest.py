@@ -11,7 +11,7 @@ import pytest
 from butler_mesh.compat.servicebus.configuration import Configuration, service_name
 from butler_mesh.compat.servicebus.sender import Sender
 from butler_mesh.compat.servicebus.service import ServiceBus
-from tests.brokers import Broker, running_broker
+from tests.brokers import Broker
 
 PATIENCE_S = 10.0
 SECRET = "secret token"
@@ -77,11 +77,3 @@ def _logs_no_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     errors = [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
     assert not errors, caplog.text
-
-
-@pytest.fixture(scope="session")
-def other_broker(tmp_path_factory: pytest.TempPathFactory, broker: Broker) -> Iterator[Broker]:
-    """A second broker, for the user and password of the first."""
-    home = tmp_path_factory.mktemp("rabbitmq") / "other"
-    with running_broker(home, password=broker.password) as made:
-        yield made
