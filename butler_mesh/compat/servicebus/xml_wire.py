@@ -16,7 +16,7 @@ import json
 import re
 from datetime import date, timedelta
 from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import ParseError
 from xml.sax.saxutils import escape
 
 from butler_mesh.compat.servicebus.event import Event
@@ -24,13 +24,21 @@ from butler_mesh.errors import MeshError, UsageError, failure
 
 try:
     from defusedxml import DefusedXmlException
-    from defusedxml.ElementTree import fromstring
+    from defusedxml.ElementTree import XMLParser
 except ModuleNotFoundError as error:
     raise UsageError("wire='xml' needs defusedxml: install butler_mesh[servicebus]") from error
 
 PING, PONG = b"PING", b"PONG"
 BAD_TOKEN = "Token not valid!"
 
+MAX_BYTES = 1024 * 1024
+"""What is larger is not looked at: to parse it, everything else of the process stands still."""
+
+_ELEMENTS = {
+    "event": frozenset({"id", "token", "category", "catgory", "service", "params"}),
+    "response": frozenset({"id", "message"}),
+}
+"""What each kind of message may hold, once and with nothing but text in it."""
 _NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML may hold, and the one that no parser leaves as it is."""
 
@@ -74,16 +82,14 @@ def pack_response(id_: str, message: Any, status: int = 200) -> bytes:
 
 def parse_call(body: bytes) -> Call:
     """Read an event; raises Unreadable."""
-    root = _parse(body, "event")
-    category = root.findtext("category")
-    if category is None:
-        category = _text(root, "catgory")
+    found = _parse(body, "event")
+    category = found.text("category" if "category" in found.texts else "catgory")
     try:
-        params = json.loads(_text(root, "params"))
+        params = json.loads(found.text("params"))
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"the parameters are no JSON: {error}") from error
-    event = Event(_text(root, "id"), category, _text(root, "service"), params)
-    return Call(event, _text(root, "token"))
+    event = Event(found.text("id"), category, found.text("service"), params)
+    return Call(event, found.text("token"))
 
 
 def parse_response(body: bytes) -> tuple[str, Any]:
@@ -91,9 +97,9 @@ def parse_response(body: bytes) -> tuple[str, Any]:
 
     Raises Unreadable, and for a response that is marked as a failure what stands for that.
     """
-    root = _parse(body, "response")
-    id_, text = _text(root, "id"), _text(root, "message")
-    mark = root.get("status", "200")
+    found = _parse(body, "response")
+    id_, text = found.text("id"), found.text("message")
+    mark = found.attributes.get("status", "200")
     if mark.isdecimal() and 400 <= int(mark) <= 599:
         raise failure(int(mark), text)
     try:
@@ -113,22 +119,51 @@ def is_good_token(token: str, secret: str, today: date) -> bool:
     return any(hmac.compare_digest(token.encode(), make_token(secret, day).encode()) for day in days)
 
 
-def _parse(body: bytes, kind: str) -> Element:
+class _Found:
+    """What a parser finds in a message; it ends at the first element that has no place there."""
+
+    def __init__(self, kind: str) -> None:
+        self.attributes: dict[str, str] = {}
+        self.texts: dict[str, list[str]] = {}
+        self._kind = kind
+        # The elements that are open, from the outermost on.
+        self._open: list[str] = []
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if not self._open and tag == self._kind:
+            self.attributes = attributes
+        elif len(self._open) == 1 and tag in _ELEMENTS[self._kind] and tag not in self.texts:
+            self.texts[tag] = []
+        else:
+            raise Unreadable(f"no {self._kind}: {tag[:40]!r} has no place in it")
+        self._open.append(tag)
+
+    def end(self, tag: str) -> None:
+        self._open.pop()
+
+    def data(self, text: str) -> None:
+        if len(self._open) == 2:
+            self.texts[self._open[1]].append(text)
+
+    def text(self, name: str) -> str:
+        """Return the text of an element; raises Unreadable where there is none."""
+        if name not in self.texts:
+            raise Unreadable(f"without {name}")
+        return "".join(self.texts[name])
+
+
+def _parse(body: bytes, kind: str) -> _Found:
+    if len(body) > MAX_BYTES:
+        raise Unreadable(f"{len(body)} bytes are over the maximum of {MAX_BYTES}")
+    found = _Found(kind)
+    # No document type at all: without one there are no entities, to be expanded or fetched.
+    parser = XMLParser(target=found, forbid_dtd=True)
     try:
-        # No document type at all: without one there are no entities, to be expanded or fetched.
-        root: Element = fromstring(body, forbid_dtd=True)
+        parser.feed(body)
+        parser.close()
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise Unreadable(f"no XML that is taken: {error}") from error
-    if root.tag != kind:
-        raise Unreadable(f"no {kind}")
-    return root
-
-
-def _text(root: Element, name: str) -> str:
-    found = root.find(name)
-    if found is None:
-        raise Unreadable(f"without {name}")
-    return found.text or ""
+    return found
 
 
 def _cdata(text: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import sys
 from datetime import date
+from time import process_time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.xml_wire import (
+    MAX_BYTES,
     Unreadable,
     is_good_token,
     make_token,
@@ -87,12 +89,14 @@ names = st.text(
 )
 
 
+@pytest.mark.slow
 @given(names, names, names, values)
 def test_any_call_comes_back(id_: str, category: str, name: str, params: Any) -> None:
     event = Event(id_, category, name, params)
     assert parse_call(pack_call(event, "t")) == (event, "t")
 
 
+@pytest.mark.slow
 @given(values)
 def test_any_value_comes_back_in_a_response_but_text_that_is_json(value: Any) -> None:
     _, found = parse_response(pack_response("1", value))
@@ -143,6 +147,46 @@ def test_entities_are_neither_expanded_nor_fetched(attack: bytes) -> None:
 def test_what_is_no_call_is_Unreadable(body: bytes) -> None:
     with pytest.raises(Unreadable):
         parse_call(body)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        b"<a/>",
+        b"<id>again</id>",
+        b"<event/>",
+        b"<message/>",
+        b"<category><deep/></category>",
+    ],
+)
+def test_an_element_that_has_no_place_ends_the_reading(strange: bytes) -> None:
+    with pytest.raises(Unreadable, match="has no place in it"):
+        parse_call(WRITTEN_CALL.replace(b"</event>", strange + b"</event>"))
+
+
+def seconds(body: bytes) -> float:
+    """Return how long it takes to find that a body is none, in time of the processor."""
+    began = process_time()
+    for read in (parse_call, parse_response):
+        with pytest.raises(Unreadable):
+            read(body)
+    return process_time() - began
+
+
+@pytest.mark.parametrize(
+    "strange", [b"<a/>", b"<!---->", b"<a>", b"\n", b"&#10;", b"<?a?>", b"<id></id>"], ids=repr
+)
+@pytest.mark.parametrize("size", [MAX_BYTES, 16 * 1024 * 1024])
+def test_a_large_body_of_nothing_costs_next_to_nothing(strange: bytes, size: int) -> None:
+    body = b"<event>" + strange * ((size - 20) // len(strange)) + b"</event>"
+    assert seconds(body) < 0.25
+
+
+def test_what_is_as_large_as_it_may_be_is_read() -> None:
+    event = Event("1", "a", "b", "x" * (MAX_BYTES - 1024))
+    assert parse_call(pack_call(event, "t")).event == event
+    with pytest.raises(Unreadable, match="over the maximum"):
+        parse_call(pack_call(Event("1", "a", "b", "x" * MAX_BYTES), "t"))
 
 
 @given(st.binary(max_size=200))
