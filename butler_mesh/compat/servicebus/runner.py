@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import copy_context
 from typing import Any
 
-from gevent import Greenlet
+from gevent import GreenletExit
 from gevent.event import Event as Signal
 from gevent.pool import Group
 
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.request import Request, Response
 from butler_mesh.compat.servicebus.sender import Sender
-from butler_mesh.errors import RemoteError, Unavailable
-from butler_mesh.status import SERVER_ERROR, UNAVAILABLE
+from butler_mesh.errors import RemoteError, RequestFailed, Unavailable
+from butler_mesh.status import SERVER_ERROR, TOO_MANY
+
+Method = Callable[[Any, Request, Response], None]
 
 _log = logging.getLogger("butler_mesh.service")
 
@@ -69,54 +72,64 @@ class ServiceRunner:
     def call(self, event: Event) -> Any:
         """Run ``on_call`` and return what it answered, as soon as it did.
 
-        Raises what it let out, RemoteError when it ended without an answer, Unavailable where ``queue_len``
-        requests wait already. When the caller gives up, it is stopped.
+        Raises what it let out, RemoteError when it ended without an answer, Unavailable (429) where
+        ``queue_len`` requests wait already. When the caller gives up, it is stopped.
         """
         if self._present > self._queue_len:
-            raise Unavailable("too many calls wait for the service", status=UNAVAILABLE, retry_after_s=1.0)
-        response = Response()
-        worker = self._begin(self._on_call, Request(event, self._sender), response)
+            raise Unavailable("too many calls wait for the service", status=TOO_MANY, retry_after_s=1.0)
+        return self._run(_on_call, event)
+
+    def message(self, event: Event) -> None:
+        """Run ``on_message`` to its end; raises what it let out. Messages are never refused: they wait."""
+        self._run(_on_message, event)
+
+    def _run(self, method: Method, event: Event) -> Any:
+        request, response = Request(event, self._sender), Response()
+        # In the request's context: calls that it makes inherit its deadline.
+        worker = self._group.spawn(copy_context().run, self._in_turn, method, request, response)
+        self._present += 1
+        worker.rawlink(self._ended)
         try:
             return response.wait()
         except BaseException:
             worker.kill(block=False)
             raise
 
-    def message(self, event: Event) -> None:
-        """Run ``on_message`` to its end; raises what it let out. Messages are never refused: they wait."""
-        worker = self._begin(self._on_message, Request(event, self._sender))
-        try:
-            worker.get()
-        finally:
-            worker.kill(block=False)
-
-    def _begin(self, method: Any, *arguments: Any) -> Greenlet[..., Any]:
-        # In the request's context: calls that it makes inherit its deadline.
-        worker = self._group.spawn(copy_context().run, self._in_turn, method, *arguments)
-        self._present += 1
-        worker.rawlink(self._ended)
-        return worker
-
     def _ended(self, worker: object) -> None:
         self._present -= 1
 
-    def _in_turn(self, method: Any, *arguments: Any) -> None:
-        with self._turn:
-            # What it keeps in itself belongs to this request, also while others run.
-            method(copy.copy(self._service), *arguments)
-
-    @staticmethod
-    def _on_call(service: Any, request: Request, response: Response) -> None:
-        name = f"{request.event.category}.{request.event.service}"
+    def _in_turn(self, method: Method, request: Request, response: Response) -> None:
         try:
-            service.on_call(request, response)
-        except Exception as error:
-            if response.is_sent:
-                _log.exception("failed-after-its-answer %s", name)
-            response.fail(error)
-        else:
-            response.fail(RemoteError(f"{name} sent no response", status=SERVER_ERROR))
+            with self._turn:
+                # What it keeps in itself belongs to this request, also while others run.
+                method(copy.copy(self._service), request, response)
+        except BaseException as error:
+            # SystemExit and others' timeouts as well: here they would end the agent, or reach nobody.
+            if response.is_sent and not isinstance(error, GreenletExit):
+                event = request.event
+                _log.exception("failed-after-its-answer %s.%s", event.category, event.service)
+            response.fail(_let_out(error))
+            if isinstance(error, GreenletExit):
+                raise
 
-    @staticmethod
-    def _on_message(service: Any, request: Request) -> None:
-        service.on_message(request)
+
+def _on_call(service: Any, request: Request, response: Response) -> None:
+    service.on_call(request, response)
+    event = request.event
+    response.fail(RemoteError(f"{event.category}.{event.service} sent no response", status=SERVER_ERROR))
+
+
+def _on_message(service: Any, request: Request, response: Response) -> None:
+    service.on_message(request)
+    response.send()
+
+
+def _let_out(error: BaseException) -> Exception:
+    """Return what stands for what a service let out: never what would mean that it was not begun."""
+    if isinstance(error, Exception) and not isinstance(error, RequestFailed):
+        return error
+    kind = error.type if isinstance(error, RemoteError) and error.type else type(error).__name__
+    message = error.message if isinstance(error, RequestFailed) else str(error)
+    failed = RemoteError(message or kind, status=SERVER_ERROR, type=kind)
+    failed.__cause__ = error
+    return failed

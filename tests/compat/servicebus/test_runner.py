@@ -7,11 +7,12 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 from gevent.pool import Group
 
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.runner import ServiceRunner
-from butler_mesh.errors import RemoteError, Unavailable
+from butler_mesh.errors import InstanceLost, NotFound, RemoteError, Stopped, Unavailable
 from tests.compat.servicebus.services import Add, Fail, Gate, GoesOn, Note, Silent
 from tests.waiting import wait_for
 
@@ -41,6 +42,46 @@ def test_a_call_returns_what_was_sent(run: Callable[..., ServiceRunner]) -> None
 def test_what_a_call_lets_out_is_raised_at_once(run: Callable[..., ServiceRunner]) -> None:
     with pytest.raises(KeyError, match="no such thing"):
         run(Fail()).call(event())
+
+
+def released(error: BaseException) -> Any:
+    """Return a service that lets this out, of calls and of messages."""
+
+    def let_out(*arguments: Any) -> None:
+        raise error
+
+    return type("Bad", (), {"on_call": let_out, "on_message": let_out})()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [gevent.Timeout(1.0), SystemExit(3), GreenletExit(), KeyboardInterrupt(), Stopped(504, "late")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_no_Exception_is_answered_at_once_and_ends_nothing_else(
+    run: Callable[..., ServiceRunner], group: Group, error: BaseException
+) -> None:
+    for use in (run(released(error)).call, run(released(error)).message):
+        with gevent.Timeout(5.0), pytest.raises(RemoteError) as caught:
+            use(event())
+        assert (caught.value.status, caught.value.type) == (500, type(error).__name__)
+    group.join(timeout=5.0)
+    assert run(Add()).call(event([1])) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NotFound("no such row", status=404), Unavailable("busy", status=503), InstanceLost("x", status=502)],
+)
+def test_a_failure_of_the_service_is_none_of_its_calls(
+    run: Callable[..., ServiceRunner], error: Exception
+) -> None:
+    """What says that a call was not begun is said by whoever did not begin it."""
+    for use in (run(released(error)).call, run(released(error)).message):
+        with pytest.raises(RemoteError) as caught:
+            use(event())
+        assert (caught.value.status, caught.value.type) == (500, type(error).__name__)
+        assert caught.value.__cause__ is error
 
 
 def test_a_call_that_ends_without_an_answer_is_an_error_at_once(run: Callable[..., ServiceRunner]) -> None:
@@ -119,7 +160,7 @@ def test_over_queue_len_calls_are_refused_and_messages_wait(run: Callable[..., S
     wait_for(lambda: gate.begun == [0])
     with pytest.raises(Unavailable) as caught:
         runner.call(event("refused"))
-    assert caught.value.status == 503
+    assert caught.value.status == 429
     message = gevent.spawn(runner.message, event("message"))
     gate.opened.set()
     gevent.joinall([*calls, message], timeout=5.0, raise_error=True)
