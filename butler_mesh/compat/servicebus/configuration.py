@@ -73,3 +73,8 @@ class Configuration:
 def service_name(node: str) -> str:
     """Return the mesh's service of a node: its own name is that of the queue py-servicebus reads."""
     return f"servicebus.{node}"
+
+
+def message_service(node: str, category: str, name: str) -> str:
+    """Return the mesh's service that takes a node's messages to ``category.name``."""
+    return f"{service_name(node)}:{category}.{name}"

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from datetime import date
 from typing import Any
 
 from butler_mesh import Client, connect_queues
-from butler_mesh.compat.servicebus.configuration import Configuration, service_name
+from butler_mesh.compat.servicebus.configuration import Configuration, message_service, service_name
 from butler_mesh.compat.servicebus.event import Event
-from butler_mesh.errors import NotFound, RequestFailed, Unavailable, failure
+from butler_mesh.errors import DeadlineExceeded, NotFound, RequestFailed, Unavailable, failure
 
 MESSAGE_S = 3600.0
 """How long a message may be worked on."""
 PING_S = 3.0
+MESSAGE = "/message"
+"""Where a message service takes its messages."""
 
 
 class Route(ABC):
     """A way through one broker. Every method raises RequestFailed where there is none."""
 
     @abstractmethod
-    def call(self, node: str, event: Event, timeout: float) -> Any:
-        """Return the answer of a service, of whatever kind."""
+    def call(self, node: str, event: Event, until: float, patience: float) -> Any:
+        """Return the answer of a service, of whatever kind.
+
+        ``until`` is the deadline (``time.monotonic``), ``patience`` the seconds for a broker that says
+        nothing: Unavailable, and nothing was sent.
+        """
 
     @abstractmethod
     def send(self, node: str, event: Event) -> None:
-        """Send a message; nothing is said of what becomes of it."""
+        """Send a message; returns when the broker has it."""
 
     @abstractmethod
     def ask(self, node: str, timeout: float) -> bool:
@@ -34,9 +41,6 @@ class Route(ABC):
     @abstractmethod
     def close(self) -> None:
         """Send what was written, and close."""
-
-    def abandon(self) -> None:  # noqa: B027 (few have anything to do)
-        """Let go of it: this process is a fork, and its parent goes on with it."""
 
     def ping(self, node: str, timeout: float = PING_S) -> bool:
         """Tell whether a node answers this way; raises nothing."""
@@ -47,7 +51,7 @@ class Route(ABC):
 
 
 class MeshRoute(Route):
-    """Sealed requests to the node's service: the secret never travels, and nothing can be sent twice."""
+    """Sealed requests to the node's services: the secret never travels, and no call can be sent twice."""
 
     def __init__(self, configuration: Configuration, host: str) -> None:
         self._client = Client(
@@ -56,21 +60,30 @@ class MeshRoute(Route):
             connect_timeout=configuration.socket_timeout / len(configuration.hosts),
         )
 
-    def call(self, node: str, event: Event, timeout: float) -> Any:
-        return self._request(node, path("call", event.category, event.service), _arguments(event), timeout)
+    def call(self, node: str, event: Event, until: float, patience: float) -> Any:
+        if self._client.raw is None:
+            self._reach(node, patience)
+        target = path(event.category, event.service)
+        return self._request(node, target, _arguments(event), until - time.monotonic())
 
     def send(self, node: str, event: Event) -> None:
-        # A message is not answered, so it is the ping that tells whether this is the way.
-        if not self.ping(node):
-            raise Unavailable(f"{node} does not answer", status=503)
-        target = path("message", event.category, event.service)
-        self._client.request_nowait(service_name(node), target, _arguments(event), timeout=MESSAGE_S)
+        service = message_service(node, event.category, event.service)
+        self._client.request_nowait(service, MESSAGE, _arguments(event), timeout=MESSAGE_S, durable=True)
 
     def ask(self, node: str, timeout: float) -> bool:
         return bool(self._request(node, "/PING", None, timeout) == "PONG")
 
     def close(self) -> None:
         self._client.close()
+
+    def _reach(self, node: str, patience: float) -> None:
+        """Wait for the broker's first word: a call would wait for it until its own deadline."""
+        try:
+            self.ask(node, patience)
+        except DeadlineExceeded as error:
+            # Where there is a connection it is the node that is slow, and that is the call's affair.
+            if self._client.raw is None:
+                raise _silent() from error
 
     def _request(self, node: str, target: str, arguments: dict[str, Any] | None, timeout: float) -> Any:
         response = self._client.request(service_name(node), target, arguments, timeout=timeout)
@@ -92,8 +105,11 @@ class XmlRoute(Route):
             connect_timeout=configuration.socket_timeout / len(configuration.hosts),
         )
 
-    def call(self, node: str, event: Event, timeout: float) -> Any:
-        _, answer = self._wire.parse_response(self._queues.call(node, self._pack(event), timeout))
+    def call(self, node: str, event: Event, until: float, patience: float) -> Any:
+        if not self._queues.wait_until_connected(patience):
+            raise _silent()
+        body = self._queues.call(node, self._pack(event), until - time.monotonic())
+        _, answer = self._wire.parse_response(body)
         # What py-servicebus answers where it has no answer, and without a mark.
         if answer == self._wire.BAD_TOKEN:
             raise failure(401, answer)
@@ -110,17 +126,18 @@ class XmlRoute(Route):
     def close(self) -> None:
         self._queues.close(0.0)
 
-    def abandon(self) -> None:
-        self._queues.abandon()
-
     def _pack(self, event: Event) -> bytes:
         return self._wire.pack_call(event, self._wire.make_token(self._secret, date.today()))
 
 
-def path(kind: str, category: str, name: str) -> str:
-    """Return where a node's service answers calls, or takes messages."""
-    return f"/{kind}/{category}/{name}"
+def path(category: str, name: str) -> str:
+    """Return where a node's service answers calls."""
+    return f"/call/{category}/{name}"
 
 
 def _arguments(event: Event) -> dict[str, Any]:
     return {"id": event.id, "params": event.params}
+
+
+def _silent() -> Unavailable:
+    return Unavailable("no broker can be reached", status=503)

@@ -67,6 +67,8 @@ class ServiceRunner:
         self._group = group
         self._present = 0
         is_background = getattr(service, "background", False)
+        # How many requests it works on at once.
+        self.width = max(1, queue_len) if is_background else 1
         self._turn: Any = nullcontext() if is_background else Line()
 
     def call(self, event: Event) -> Any:

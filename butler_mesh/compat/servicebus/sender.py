@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import gevent
 
 from butler_mesh.compat.servicebus.configuration import Configuration
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.routes import PING_S, MeshRoute, Route, XmlRoute
-from butler_mesh.errors import InstanceLost, NotFound, Unavailable, UsageError
+from butler_mesh.errors import DeadlineExceeded, InstanceLost, NotFound, Unavailable, UsageError
+from butler_mesh.status import TOO_MANY
+
+T = TypeVar("T")
 
 CALL_S = 300.0
 BEHIND_S = 30.0
@@ -25,8 +29,9 @@ class Sender:
 
     With ``smart_route`` a node is looked for at all the brokers, side by side, before it is first called. All
     failures are errors of the mesh: NotFound for a node or service that is not there, Unavailable when no
-    broker is, DeadlineExceeded, RemoteError for what a service let out, InstanceLost when a broker was lost
-    with the call on its way: that one alone is not tried at the next broker, for it may have run.
+    broker is: nothing was begun, and the next broker is tried. Not tried again are DeadlineExceeded,
+    RemoteError for what a service let out, InstanceLost when a broker was lost with the call on its way, and
+    Unavailable with status 429 when ``queue_len`` calls wait already.
     """
 
     def __init__(self, configuration: Configuration, smart_route: bool = True) -> None:
@@ -46,12 +51,23 @@ class Sender:
         ``reverse`` turns the order of the hosts round.
         """
         node, event = _event(target, params)
-        return event.id, self._try_each(node, reverse, lambda route: route.call(node, event, timeout))
+        until = time.monotonic() + timeout
+        if self.smart_route and node not in self._known and len(self._open()) > 1:
+            self._known.add(node)
+            self._ping_each(node, min(PING_S, self._patience(until, len(self._routes) + 1)))
+        answer = self._try_each(
+            node, reverse, lambda route, left: route.call(node, event, until, self._patience(until, left))
+        )
+        return event.id, answer
 
     def send(self, target: str, params: Any = None, reverse: bool = False) -> None:
-        """Send a message to ``NODE.category.name``, which nobody answers. Raises as ``call``."""
+        """Send a message to ``NODE.category.name``, which nobody answers; returns when it is stored.
+
+        Raises NotFound where no broker has such a service, present or away, otherwise as ``call``. (By the
+        XML wire the broker has it, but for a node that may not have the service.)
+        """
         node, event = _event(target, params)
-        self._try_each(node, reverse, lambda route: route.send(node, event))
+        self._try_each(node, reverse, lambda route, left: route.send(node, event))
 
     def ping(self, target: str, timeout: float = PING_S) -> bool:
         """Tell whether a node can be reached."""
@@ -80,27 +96,32 @@ class Sender:
 
     def _open(self) -> list[Route]:
         if self._pid != os.getpid():
-            for route in self._routes:
-                route.abandon()
+            # In a fork nothing is open any more.
             self._routes, self._pid = [], os.getpid()
         if not self._routes:
             kind = XmlRoute if self.configuration.wire == "xml" else MeshRoute
             self._routes = [kind(self.configuration, host) for host in self.configuration.hosts]
         return self._routes
 
-    def _try_each(self, node: str, reverse: bool, use: Any) -> Any:
-        if self.smart_route and node not in self._known and len(self._open()) > 1:
-            self._known.add(node)
-            self._ping_each(node, PING_S)
+    def _patience(self, until: float, left: int) -> float:
+        """Return how long to wait for a broker's first word, with so many of them left to try."""
+        share_s = self.configuration.socket_timeout / len(self.configuration.hosts)
+        return max(0.0, min(share_s, (until - time.monotonic()) / left))
+
+    def _try_each(self, node: str, reverse: bool, use: Callable[[Route, int], T]) -> T:
+        routes = self._ordered(node, reverse)
         failed: Exception | None = None
-        for route in self._ordered(node, reverse):
+        for n, route in enumerate(routes):
             try:
-                return use(route)
+                return use(route, len(routes) - n)
             except (NotFound, Unavailable) as error:
+                if error.status == TOO_MANY:
+                    # The node's own word, and the same at any broker.
+                    raise
                 # Never begun: another broker may know better.
                 self._behind[node, route] = time.monotonic()
                 failed = failed or error
-            except InstanceLost:
+            except (InstanceLost, DeadlineExceeded):
                 self._behind[node, route] = time.monotonic()
                 raise
         assert failed is not None
@@ -135,7 +156,8 @@ class SharedSender(Sender):
 
 
 def _event(target: str, params: Any) -> tuple[str, Event]:
-    parts = target.split(".")
+    # A node is often called by its host, whose name may have dots.
+    parts = target.rsplit(".", 2)
     if len(parts) != 3 or not all(parts):
         raise UsageError(f"{target!r} is no target: those are NODE.category.name")
     node, category, name = parts

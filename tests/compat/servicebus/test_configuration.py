@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from butler_mesh.compat.servicebus.configuration import Configuration, service_name
+from butler_mesh.compat.servicebus.configuration import Configuration, message_service, service_name
 from butler_mesh.errors import UsageError
 
 DOCUMENTED = {
@@ -65,6 +65,11 @@ def test_without_hosts_or_secret_there_is_none(name: str) -> None:
     for missing in ({name: None}, {name: ""}):
         with pytest.raises(UsageError, match=name):
             make(**missing)
+
+
+def test_the_queues_of_nodes_and_services_are_never_each_others() -> None:
+    assert message_service("N.org", "util", "print") == "servicebus.N.org:util.print"
+    assert service_name("N.org.util.print") == "servicebus.N.org.util.print"
 
 
 def test_a_wire_is_one_of_two() -> None:

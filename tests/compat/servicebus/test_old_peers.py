@@ -16,8 +16,9 @@ import pytest
 
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.old_peers import OldPeers
+from butler_mesh.compat.servicebus.routes import MeshRoute
 from butler_mesh.compat.servicebus.xml_wire import make_token, pack_call
-from butler_mesh.errors import NotFound
+from butler_mesh.errors import BadRequest, DeadlineExceeded, NotFound, Unavailable
 from tests.compat.servicebus.conftest import PATIENCE_S, SECRET, Bench
 from tests.compat.servicebus.services import Add, Fail, Gate, Note
 from tests.programs import Program, do_without
@@ -104,25 +105,145 @@ def test_an_attack_is_answered_and_harms_nobody(bench: Bench, peers: OldPeers) -
     assert ask(bench, call("math", "add", [1])) == response(b"1")
 
 
-def test_a_message_whose_reader_was_lost_is_worked_on_again_and_a_call_is_not(bench: Bench) -> None:
+def publish(bench: Bench, body: bytes, *, is_repeated: bool = False) -> None:
+    """Send a message as py-servicebus does; before an agent reads it, it may be handed out and given back."""
+    with closing(bench.broker.connect()) as connection:
+        channel = connection.channel()
+        channel.exchange_declare("py-servicebus", "direct")
+        channel.queue_declare("NODE-01", durable=True)
+        channel.queue_bind("NODE-01", "py-servicebus", "NODE-01")
+        channel.confirm_delivery()
+        channel.basic_publish("py-servicebus", "NODE-01", body)
+        if is_repeated:
+            method, _, _ = channel.basic_get("NODE-01")
+            channel.basic_nack(method.delivery_tag)
+
+
+def test_a_message_that_cannot_be_read_is_dropped_however_often_it_came(bench: Bench, note: Note) -> None:
+    publish(bench, b"<event><a/></event>", is_repeated=True)
+    publish(bench, call("util", "nobody"))
+    publish(bench, call("util", "note", 1, "bad token"))
+    publish(bench, call("util", "note", 2), is_repeated=True)
+    bus = bench.bus(wire="xml")
+    bus.add_message_service("util", "note", note)
+    bench.start(bus)
+    wait_for(lambda: note.noted == [2])
+    assert ask(bench, b"PING") == b"PONG"
+    bus.stop()
+    with closing(bench.broker.connect()) as connection:
+        assert connection.channel().queue_declare("NODE-01", durable=True).method.message_count == 0
+
+
+@pytest.mark.slow
+def test_a_body_that_is_too_large_is_refused_and_stops_nobody(bench: Bench, peers: OldPeers) -> None:
+    """Sixteen megabytes of elements are seconds of work, while nothing else would run."""
+    body = b"<event>" + b"<a/>" * (4 * 1024 * 1024) + b"</event>"
+    assert b"over the maximum" in ask(bench, body)
+    assert ask(bench, call("math", "add", [1])) == response(b"1")
+
+
+def test_slow_messages_wait_with_the_broker_and_keep_no_call_waiting(bench: Bench) -> None:
+    gate, bus = Gate(), bench.bus(wire="xml", queue_len=1)
+    bus.add_message_service("util", "wait", gate)
+    bus.add_rpc_service("math", "add", Add())
+    bench.start(bus)
+    for n in range(20):
+        publish(bench, call("util", "wait", n))
+    wait_for(lambda: gate.begun == [0])
+    assert ask(bench, call("math", "add", [1, 2])) == response(b"3")
+    gate.opened.set()
+    wait_for(lambda: gate.ended == list(range(20)))
+
+
+def test_a_message_waits_for_a_broker_that_cannot_store_it(
+    bench: Bench, note: Note, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("butler_mesh.compat.servicebus.old_peers.STORE_AGAIN_S", 0.01)
+    stores, send = [], MeshRoute.send
+
+    def refuse_once(route: MeshRoute, node: str, event: Event) -> None:
+        stores.append(event.id)
+        if len(stores) == 1:
+            raise Unavailable("short of memory", status=503)
+        send(route, node, event)
+
+    monkeypatch.setattr(MeshRoute, "send", refuse_once)
+    bus = bench.bus(wire="xml")
+    bus.add_message_service("util", "note", note)
+    bench.start(bus)
+    publish(bench, call("util", "note", 1))
+    wait_for(lambda: note.noted == [1])
+    assert "message-waits util.note: short of memory" in caplog.text
+
+
+def test_a_call_whose_reader_was_lost_is_not_begun_again(bench: Bench) -> None:
     gate = Gate()
     first, second = bench.bus(wire="xml"), bench.bus(wire="xml")
     for bus in (first, second):
-        bus.add_message_service("util", "wait", gate)
         bus.add_rpc_service("util", "wait", gate)
     bench.start(first)
     assert first.old_peers is not None
-    sender = bench.sender(wire="xml")
-    sender.send("NODE-01.util.wait", "message")
-    lost = gevent.spawn(sender.call, "NODE-01.util.wait", "call", 30.0)
-    wait_for(lambda: set(gate.begun) == {"message", "call"})
+    caught = gevent.spawn(failure_within, bench.sender(wire="xml"), 30.0)
+    wait_for(lambda: gate.begun == [1])
     first.old_peers.close(0.0)
     bench.start(second)
-    wait_for(lambda: gate.begun.count("message") == 2)
-    with pytest.raises(Exception, match="the agent that had the call was lost"):
-        lost.get(timeout=PATIENCE_S)
-    assert gate.begun.count("call") == 1
+    assert "the agent that had the call was lost" in str(caught.get(timeout=PATIENCE_S))
+    assert gate.begun == [1]
     gate.opened.set()
+
+
+def test_a_call_that_was_given_up_is_not_worked_on(bench: Bench) -> None:
+    gate = Gate()
+    bus = bench.bus(wire="xml")
+    bus.add_rpc_service("util", "wait", gate)
+    bench.start(bus)
+    sender = bench.sender(wire="xml")
+    assert isinstance(failure_within(sender, 0.2), DeadlineExceeded)
+    # Its turn is another's, though the gate has not been opened.
+    second = gevent.spawn(failure_within, sender, 5.0)
+    wait_for(lambda: gate.begun == [1, 1])
+    gate.opened.set()
+    assert second.get(timeout=PATIENCE_S) is None
+
+
+def failure_within(sender: Any, timeout: float) -> Exception | None:
+    """Return what a call raises."""
+    try:
+        sender.call("NODE-01.util.wait", 1, timeout=timeout)
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [gevent.Timeout(1.0), SystemExit(3), gevent.GreenletExit()],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_on_call_lets_out_is_answered_at_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    class Bad:
+        def on_call(self, request: Any, response: Any) -> None:
+            raise error
+
+    bus = bench.bus(wire="xml")
+    bus.add_rpc_service("util", "bad", Bad())
+    bus.add_rpc_service("math", "add", Add())
+    bench.start(bus)
+    assert b' status="500"' in ask(bench, call("util", "bad"))
+    assert ask(bench, call("math", "add", [1])) == response(b"1")
+    caplog.clear()
+
+
+def test_a_queue_that_is_there_and_another_kind_is_told_to_who_waits(bench: Bench) -> None:
+    with closing(bench.broker.connect()) as theirs:
+        theirs.channel().queue_declare("NODE-01", arguments={"x-max-length": 10})
+        bus = bench.bus(wire="xml")
+        bus.run_services(join=False)
+        with pytest.raises(BadRequest, match="NODE-01") as caught:
+            bus.wait_until_registered(PATIENCE_S)
+        assert caught.value.status == 409
 
 
 # --- py-servicebus itself ----------------------------------------------------------------------

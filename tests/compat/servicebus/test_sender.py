@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from butler_mesh.compat.servicebus.configuration import Configuration
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.routes import Route
 from butler_mesh.compat.servicebus.sender import Sender, SharedSender
-from butler_mesh.errors import DeadlineExceeded, InstanceLost, NotFound, Unavailable, UsageError
+from butler_mesh.errors import DeadlineExceeded, InstanceLost, NotFound, RemoteError, Unavailable, UsageError
 from tests.brokers import free_port
 from tests.compat.servicebus.conftest import Bench
 from tests.compat.servicebus.services import Add, Gate, Note
@@ -19,6 +20,8 @@ from tests.programs import Program
 from tests.waiting import wait_for
 
 LOG: list[str] = []
+PATIENCE: list[float] = []
+"""How long each ping and call was to wait for its broker's first word."""
 BROKEN: dict[str, Exception] = {}
 """Host -> what every use of it raises."""
 
@@ -35,13 +38,15 @@ class FakeRoute(Route):
             raise BROKEN[self.host]
         return self.host
 
-    def call(self, node: str, event: Event, timeout: float) -> Any:
-        return self._use("call")
+    def call(self, node: str, event: Event, until: float, patience: float) -> Any:
+        PATIENCE.append(patience)
+        return self._use(f"call {node}" if node != "N" else "call")
 
     def send(self, node: str, event: Event) -> None:
         self._use("send")
 
     def ask(self, node: str, timeout: float) -> bool:
+        PATIENCE.append(timeout)
         return bool(self._use("ping"))
 
     def close(self) -> None:
@@ -52,6 +57,7 @@ class FakeRoute(Route):
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(module, "MeshRoute", FakeRoute)
     LOG.clear()
+    PATIENCE.clear()
     BROKEN.clear()
     return LOG
 
@@ -82,13 +88,43 @@ def test_what_was_never_begun_goes_to_the_next_which_is_first_for_a_while(
     assert sender.call("N.c.s")[1] == "a"
 
 
-def test_what_may_have_begun_is_not_sent_again(log: list[str]) -> None:
+@pytest.mark.parametrize("error", [InstanceLost("the broker was lost", status=502), DeadlineExceeded()])
+def test_what_may_have_begun_is_not_sent_again(log: list[str], error: Exception) -> None:
     sender = make()
-    BROKEN["a"] = InstanceLost("the broker was lost", status=502)
-    with pytest.raises(InstanceLost):
+    BROKEN["a"] = error
+    with pytest.raises(type(error)):
         sender.call("N.c.s")
     assert sender.call("N.c.s")[1] == "b"
     assert log == ["call a", "call b"]
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("too many", status=429), RemoteError("no such row", type="NotFound")]
+)
+def test_what_the_node_itself_has_said_is_asked_of_no_other_broker(log: list[str], error: Exception) -> None:
+    sender = make()
+    BROKEN["a"] = error
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            sender.call("N.c.s")
+    assert log == ["call a", "call a"]
+
+
+def test_brokers_share_the_time_of_a_call(log: list[str]) -> None:
+    sender = make(smart_route=True)
+    BROKEN["a"] = BROKEN["b"] = Unavailable("nothing was said", status=503)
+    with pytest.raises(Unavailable):
+        sender.call("N.c.s", timeout=0.3)
+    assert [pytest.approx(share, abs=0.02) for share in (0.1, 0.1, 0.15, 0.3)] == PATIENCE
+    PATIENCE.clear()
+    with pytest.raises(Unavailable):
+        sender.call("N.c.s")
+    assert PATIENCE == [2.5, 2.5]
+
+
+def test_a_message_needs_no_ping(log: list[str]) -> None:
+    make(smart_route=True).send("N.c.s")
+    assert log == ["send a"]
 
 
 def test_when_none_is_there_the_first_ones_error_is_raised(log: list[str]) -> None:
@@ -131,10 +167,15 @@ def test_a_requests_own_sender_is_not_its_to_close(log: list[str]) -> None:
     assert log == ["call a", "close a", "close b"]
 
 
-@pytest.mark.parametrize("target", ["", "math.add", "N.math.add.more", "N..add", ".."])
+@pytest.mark.parametrize("target", ["", "math.add", "N..add", "N.math.", ".."])
 def test_a_target_has_three_parts(target: str) -> None:
     with pytest.raises(UsageError, match=r"NODE\.category\.name"):
         make().call(target)
+
+
+def test_a_nodes_name_may_have_dots(log: list[str]) -> None:
+    make().call("node.example.org.math.add")
+    assert log == ["call node.example.org a"]
 
 
 def test_an_event_id_is_returned_and_never_twice(log: list[str]) -> None:
@@ -159,6 +200,7 @@ def test_a_call_has_a_timeout(bench: Bench, wire: str) -> None:
     gate.opened.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wire", ["mesh", "xml"])
 def test_a_host_without_a_broker_is_passed_over(bench: Bench, wire: str) -> None:
     note = Note()
@@ -168,7 +210,7 @@ def test_a_host_without_a_broker_is_passed_over(bench: Bench, wire: str) -> None
     bench.start(bus)
     away, here = f"127.0.0.1:{free_port()}", f"127.0.0.1:{bench.broker.port}"
     for smart in (True, False):
-        sender = bench.sender(away, here, smart_route=smart, wire=wire, socket_timeout=1)
+        sender = bench.sender(away, here, smart_route=smart, wire=wire, socket_timeout=0.5)
         assert sender.call("NODE-01.math.add", [1, 2])[1] == 3
         sender.send("NODE-01.util.note", smart)
         assert sender.ping_all("NODE-01") == (1, 2)
@@ -192,9 +234,13 @@ def test_a_fork_has_connections_of_its_own_and_leaves_its_parents_alone(bench: B
         assert add(1) == 1
         child = gevent.fork()
         if not child:
-            assert add(2) == 2
+            for n in range(100):
+                assert add(n) == n
             sender.close()
             os._exit(7)
+        # While it lives: it reads nothing that is its parent's.
+        for n in range(100):
+            assert add(n) == n
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert add(3) == 3
         sender.close()
@@ -206,8 +252,23 @@ def test_a_fork_has_connections_of_its_own_and_leaves_its_parents_alone(bench: B
         assert program.stderr == ""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("wire", ["mesh", "xml"])
+@pytest.mark.parametrize("smart", [True, False])
+def test_a_broker_that_says_nothing_is_passed_over(bench: Bench, silent: str, wire: str, smart: bool) -> None:
+    """Also in a call that has little time; and the next one goes to the other at once."""
+    bus = bench.bus(wire="xml")
+    bus.add_rpc_service("math", "add", Add())
+    bench.start(bus)
+    sender = bench.sender(silent, f"127.0.0.1:{bench.broker.port}", smart_route=smart, wire=wire)
+    assert sender.call("NODE-01.math.add", [1, 2], timeout=1.0)[1] == 3
+    began = monotonic()
+    assert sender.call("NODE-01.math.add", [1, 2], timeout=1.0)[1] == 3
+    assert monotonic() - began < 0.3
+
+
 def test_nobody_anywhere_is_an_error(bench: Bench) -> None:
-    sender = bench.sender(f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", socket_timeout=0.2)
+    sender = bench.sender(f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", socket_timeout=0.05)
     with pytest.raises(Unavailable):
         sender.call("NODE-01.math.add", [1, 2])
     with pytest.raises(Unavailable):

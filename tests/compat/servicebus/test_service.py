@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from pathlib import Path
+from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import gevent
 import pytest
+from pika.heartbeat import HeartbeatChecker
 
 from butler_mesh.client import Client
-from butler_mesh.compat.servicebus.service import ServiceBus
 from butler_mesh.connections.sealed import SealedClient
-from butler_mesh.errors import DeadlineExceeded, NotFound, RemoteError, RequestFailed, Unavailable
-from tests.brokers import Broker, running_broker
+from butler_mesh.errors import (
+    DeadlineExceeded,
+    InstanceLost,
+    NotFound,
+    RemoteError,
+    RequestFailed,
+    Unavailable,
+)
+from tests.brokers import Broker
 from tests.compat.servicebus.conftest import Bench
-from tests.compat.servicebus.services import Add, Fail, Gate, GoesOn, Note
+from tests.compat.servicebus.services import Add, Fail, Gate, Note
 from tests.programs import Program
 from tests.waiting import wait_for
 
@@ -156,41 +164,20 @@ def test_a_call_made_for_a_call_has_no_more_time_than_that(bench: Bench) -> None
     gate.opened.set()
 
 
-def test_hooks_run_before_and_after_and_stop_waits_for_all(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    log: list[str] = []
-    service = GoesOn()
-    bus = bench.bus()
-    bus.add_rpc_service("util", "on", service)
-    bus.set_after_fork_hook(lambda: log.append("fork"))
-    bus.set_on_exit_hook(lambda: log.append(f"exit after {len(service.done)}"))
-    running = gevent.spawn(bus.run_services)
-    wait_for(lambda: log == ["fork"])
-    sender = bench.sender()
-    wait_for(lambda: sender.ping("NODE-01"))
-    assert sender.call("NODE-01.util.on")[1] == "soon"
-    bus.stop()
-    running.get(timeout=10.0)
-    assert log == ["fork", "exit after 1"]
+class Impatient(HeartbeatChecker):
+    """Looks after one second, where pika adds five of its own."""
 
-
-def test_a_hook_that_fails_at_the_end_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bus = bench.bus()
-    bus.set_on_exit_hook(lambda: 1 // 0)
-    bench.start(bus)
-    bus.stop()
-    failed = [r for r in caplog.records if r.levelno >= logging.ERROR]
-    assert [r.message for r in failed] == ["on-exit-hook-failed"]
-    caplog.clear()
+    def _start_check_timer(self) -> None:
+        self._check_interval = 1.5
+        super()._start_check_timer()
 
 
 @pytest.mark.slow
 def test_a_broker_that_says_nothing_is_given_up_and_found_again(
     bench: Bench, other_broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # pika adds five seconds of its own.
     monkeypatch.setattr("butler_mesh.connections.amqp.connection.HEARTBEAT_S", 1)
+    monkeypatch.setattr("pika.heartbeat.HeartbeatChecker", Impatient)
     hosts = [f"127.0.0.1:{one.port}" for one in (other_broker, bench.broker)]
     bus = bench.bus(*hosts)
     bus.add_rpc_service("math", "add", Add())
@@ -252,23 +239,215 @@ def test_both_brokers_are_read(bench: Bench, other_broker: Broker) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wire", ["mesh", "xml"])
 def test_a_broker_that_is_killed_costs_nothing_and_is_read_again_when_it_is_back(
-    bench: Bench, tmp_path: Path, wire: str
+    bench: Bench, other_broker: Broker
 ) -> None:
-    with running_broker(tmp_path / "first", password=bench.broker.password) as first:
-        hosts = [f"127.0.0.1:{one.port}" for one in (first, bench.broker)]
-        bus: ServiceBus = bench.bus(*hosts, wire=wire)
-        bus.add_rpc_service("math", "add", Add())
-        bench.start(bus)
-        sender = bench.sender(*hosts, wire=wire, socket_timeout=2)
-        wait_for(lambda: sender.ping_all("NODE-01") == (2, 2))
-        first.stop(signal.SIGKILL)
-        for n in range(5):
-            assert sender.call("NODE-01.math.add", [n], timeout=10.0)[1] == n
-        assert sender.ping_all("NODE-01") == (1, 2)
-        first.start()
-        wait_for(lambda: sender.ping_all("NODE-01") == (2, 2), 30.0)
+    hosts = [f"127.0.0.1:{one.port}" for one in (other_broker, bench.broker)]
+    note = Note()
+    bus = bench.bus(*hosts, wire="xml")
+    bus.add_rpc_service("math", "add", Add())
+    bus.add_message_service("util", "note", note)
+    bench.start(bus)
+    senders = [bench.sender(*hosts, wire=wire, socket_timeout=2) for wire in ("mesh", "xml")]
+
+    def brokers() -> list[int]:
+        return [sender.ping_all("NODE-01", 0.5)[0] for sender in senders]
+
+    wait_for(lambda: brokers() == [2, 2])
+    other_broker.stop(signal.SIGKILL)
+    for n, sender in enumerate(senders * 2):
+        assert sender.call("NODE-01.math.add", [n], timeout=10.0)[1] == n
+        sender.send("NODE-01.util.note", n)
+    wait_for(lambda: sorted(note.noted) == [0, 1, 2, 3])
+    assert brokers() == [1, 1]
+    other_broker.start()
+    wait_for(lambda: brokers() == [2, 2], 30.0)
+    for wire in ("mesh", "xml"):
         assert bench.sender(hosts[0], wire=wire).call("NODE-01.math.add", [1])[1] == 1
-        sender.close()
-        bus.stop()
+    bus.stop()
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+def test_a_message_to_a_service_that_is_not_there_is_NotFound_at_once(bench: Bench) -> None:
+    bench.start(bench.bus())
+    began = monotonic()
+    with pytest.raises(NotFound, match=r"servicebus\.NODE-01:util\.note"):
+        bench.sender().send("NODE-01.util.note", 1)
+    assert monotonic() - began < 1.0
+
+
+def test_messages_wait_for_a_node_that_is_away(bench: Bench) -> None:
+    note = Note()
+    first, second = bench.bus(), bench.bus()
+    for bus in (first, second):
+        bus.add_message_service("util", "note", note)
+    bench.start(first)
+    first.stop()
+    sender = bench.sender()
+    for n in range(3):
+        sender.send("NODE-01.util.note", n)
+    assert note.noted == []
+    bench.start(second)
+    wait_for(lambda: note.noted == [0, 1, 2])
+
+
+def test_slow_messages_keep_no_other_service_waiting(bench: Bench) -> None:
+    """They wait with the broker, one at a time is handed out, and so they are worked on in their order."""
+    gate, bus = Gate(), bench.bus(queue_len=1)
+    bus.add_message_service("util", "wait", gate)
+    bus.add_rpc_service("math", "add", Add())
+    bench.start(bus)
+    sender = bench.sender()
+    for n in range(20):
+        sender.send("NODE-01.util.wait", n)
+    wait_for(lambda: gate.begun == [0])
+    assert sender.call("NODE-01.math.add", [1, 2])[1] == 3
+    gate.opened.set()
+    wait_for(lambda: gate.ended == list(range(20)))
+    assert gate.begun == list(range(20))
+
+
+def test_messages_in_the_background_run_side_by_side_up_to_queue_len(bench: Bench) -> None:
+    gate, bus = Gate(), bench.bus(queue_len=3)
+    gate.background = True
+    bus.add_message_service("util", "wait", gate)
+    bench.start(bus)
+    sender = bench.sender()
+    for n in range(5):
+        sender.send("NODE-01.util.wait", n)
+    wait_for(lambda: len(gate.begun) == 3)
+    gate.opened.set()
+    wait_for(lambda: sorted(gate.ended) == list(range(5)))
+
+
+@pytest.mark.slow
+def test_a_message_that_fails_is_tried_again_and_then_with_the_dead(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("butler_mesh.connections.amqp.instance.RETRY_S", (0.001,) * 6)
+    tries: list[str] = []
+
+    class Fails:
+        def on_message(self, request: Any) -> None:
+            tries.append(request.get_params())
+            if request.get_params() == "always" or len(tries) < 3:
+                raise SystemExit(3) if len(tries) == 1 else NotFound("no such row", status=404)
+
+    bus = bench.bus()
+    bus.add_message_service("util", "fails", Fails())
+    bench.start(bus)
+    sender = bench.sender()
+    sender.send("NODE-01.util.fails", "twice")
+    wait_for(lambda: tries == ["twice"] * 3)
+    sender.send("NODE-01.util.fails", "always")
+    with bench.dead("util", "fails") as dead:
+        wait_for(lambda: dead.count() == 1, 10.0)
+        assert b"always" in dead.show(1)[0].envelope
+    assert tries.count("always") == 6
+    caplog.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wire", ["mesh", "xml"])
+def test_what_an_agent_had_that_was_killed_is_begun_again_if_it_is_a_message(bench: Bench, wire: str) -> None:
+    agent = """
+        import sys, gevent
+        from butler_mesh.compat.servicebus.configuration import Configuration
+        from butler_mesh.compat.servicebus.service import ServiceBus
+        class Work:
+            def on_call(self, request, response):
+                self.on_message(request)
+            def on_message(self, request):
+                print("begun", request.get_params(), flush=True)
+                gevent.sleep(60)
+        bus = ServiceBus(Configuration({"hosts": [sys.argv[1]], "user": sys.argv[2], "password": sys.argv[3],
+            "wire": sys.argv[4], "node_name": "NODE-01", "secret_token": "secret token"}))
+        bus.add_rpc_service("util", "work", Work())
+        bus.add_message_service("util", "work", Work())
+        bus.run_services()
+        """
+    broker, sender, gate = bench.broker, bench.sender(wire=wire), Gate()
+    second = bench.bus(wire=wire)
+    second.add_rpc_service("util", "work", gate)
+    second.add_message_service("util", "work", gate)
+    arguments = (f"127.0.0.1:{broker.port}", broker.user, broker.password, wire)
+    with Program.of(agent, *arguments) as program:
+        wait_for(lambda: sender.ping("NODE-01", 0.5), 20.0)
+        sender.send("NODE-01.util.work", "message")
+        program.says("begun message")
+        caught: list[Exception] = []
+
+        def call() -> None:
+            with pytest.raises(InstanceLost) as lost:
+                sender.call("NODE-01.util.work", "call", timeout=30.0)
+            caught.append(lost.value)
+
+        calling = gevent.spawn(call)
+        program.says("begun call")
+        program.send(signal.SIGKILL)
+        program.ends()
+    gate.opened.set()
+    bench.start(second)
+    wait_for(lambda: gate.ended == ["message"])
+    calling.get(timeout=10.0)
+    assert caught[0].status == 502
+    assert gate.begun == ["message"]
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [gevent.Timeout(1.0), SystemExit(3), gevent.GreenletExit()], ids=lambda e: type(e).__name__
+)
+def test_whatever_on_call_lets_out_is_answered_at_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    class Bad:
+        def on_call(self, request: Any, response: Any) -> None:
+            raise error
+
+    bus = bench.bus()
+    bus.add_rpc_service("util", "bad", Bad())
+    bus.add_rpc_service("math", "add", Add())
+    bench.start(bus)
+    sender = bench.sender()
+    with pytest.raises(RemoteError) as caught:
+        sender.call("NODE-01.util.bad", timeout=10.0)
+    assert (caught.value.status, caught.value.type) == (500, type(error).__name__)
+    assert sender.call("NODE-01.math.add", [1])[1] == 1
+    caplog.clear()
+
+
+@pytest.mark.parametrize("wire", ["mesh", "xml"])
+def test_a_node_may_have_the_name_of_its_host(bench: Bench, wire: str) -> None:
+    note, bus = Note(), bench.bus(wire=wire, node_name="node.example.org")
+    bus.add_rpc_service("math", "add", Add())
+    bus.add_message_service("util", "note", note)
+    bench.start(bus)
+    sender = bench.sender(wire=wire)
+    assert sender.call("node.example.org.math.add", [1, 2])[1] == 3
+    sender.send("node.example.org.util.note", 1)
+    wait_for(lambda: note.noted == [1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wire", ["mesh", "xml"])
+def test_calls_and_messages_over_TLS(
+    bench: Bench, tls: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, wire: str
+) -> None:
+    endpoint, home = tls
+    for name, file in (("CA", "ca.pem"), ("CERTIFICATE", "cert.pem"), ("KEY", "key.pem")):
+        monkeypatch.setenv(f"BUTLER_MESH_AMQP_{name}", str(home / file))
+    where = urlsplit(endpoint)
+    options = {"use_ssl": True, "ssl_port": where.port, "password": where.password, "wire": wire}
+    note, bus = Note(), bench.bus("127.0.0.1", **options)
+    bus.add_rpc_service("math", "add", Add())
+    bus.add_message_service("util", "note", note)
+    bench.start(bus)
+    sender = bench.sender("127.0.0.1", **options)
+    assert sender.call("NODE-01.math.add", [1, 2])[1] == 3
+    sender.send("NODE-01.util.note", 1)
+    wait_for(lambda: note.noted == [1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -29,7 +28,7 @@ from butler_mesh.connections.amqp.connection import (
 from butler_mesh.connections.amqp.link import Link
 from butler_mesh.connections.amqp.loop import HubServices
 from butler_mesh.errors import UsageError
-from tests.brokers import Broker, free_port, running_broker
+from tests.brokers import Broker, free_port
 from tests.connections.conftest import descriptors
 from tests.connections.contract import PATIENCE_S, Call, echo
 from tests.connections.cutting import cut
@@ -281,29 +280,6 @@ def test_closing_does_not_wait_for_a_broker_that_says_nothing(log: Log) -> None:
 
 
 # --- TLS --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A broker that wants to see certificates; the endpoint, and where the one good certificate is."""
-    home = tmp_path_factory.mktemp("tls")
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1"
-    names = "-addext subjectAltName=DNS:localhost,IP:127.0.0.1"
-    for command in (
-        f"{make} -subj /CN=authority -keyout ca.key -out ca.pem",
-        f"{make} -subj /CN=localhost {names} -CA ca.pem -CAkey ca.key -keyout key.pem -out cert.pem",
-    ):
-        subprocess.run(command.split(), cwd=home, check=True, capture_output=True, timeout=60)
-    port = free_port()
-    lines = f"""listeners.ssl.1 = 127.0.0.1:{port}
-ssl_options.cacertfile = {home}/ca.pem
-ssl_options.certfile = {home}/cert.pem
-ssl_options.keyfile = {home}/key.pem
-ssl_options.verify = verify_peer
-ssl_options.fail_if_no_peer_cert = true
-"""
-    with running_broker(home / "node", lines) as made:
-        yield f"amqps://mesh:{made.password}@127.0.0.1:{port}", home
 
 
 @pytest.mark.slow
