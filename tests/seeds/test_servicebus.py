@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from butler_mesh.compat.servicebus.configuration import Configuration
+from butler_mesh.compat.servicebus.configuration import Configuration, service_name
 from butler_mesh.compat.servicebus.sender import Sender
 from tests.brokers import Broker, running_broker
 from tests.programs import do_without
@@ -26,9 +26,9 @@ REPLY = re.compile(rb"\('[0-9a-f]{32}', 3\)\n")
 
 
 @contextmanager
-def sender(*hosts: str) -> Iterator[Sender]:
+def sender(*hosts: str, user: str = USER, password: str = PASSWORD) -> Iterator[Sender]:
     """Return a sender for the documented node, at these hosts."""
-    config = {"hosts": hosts, "user": USER, "password": PASSWORD, "secret_token": "secret token"}
+    config = {"hosts": hosts, "user": user, "password": password, "secret_token": "secret token"}
     with Sender(Configuration({**config, "socket_timeout": 2})) as made:
         yield made
 
@@ -63,37 +63,46 @@ def test_the_call_without_an_agent_raises_at_once(examples: Examples, documented
     assert "NotFound: no service 'servicebus.NODE-01'" in caller.stderr
 
 
-def test_either_of_two_brokers_may_die_and_come_back(examples: Examples, tmp_path: Path) -> None:
+def test_either_of_two_brokers_may_die_and_come_back(
+    examples: Examples, broker: Broker, other_broker: Broker
+) -> None:
     """The documented programs with two hosts: callers are served while either is killed, by the broker that
     is left, and by both when it is back."""
-    with (
-        running_broker(tmp_path / "a", user=USER, password=PASSWORD) as a,
-        running_broker(tmp_path / "b", user=USER, password=PASSWORD) as b,
-    ):
-        hosts = [f"127.0.0.1:{a.port}", f"127.0.0.1:{b.port}"]
+    hosts = [f"127.0.0.1:{one.port}" for one in (broker, other_broker)]
+    ours = {
+        HOSTS: f"'hosts': {hosts}",
+        f"'{USER}'": f"'{broker.user}'",
+        f"'{PASSWORD}'": f"'{broker.password}'",
+    }
 
-        def text(name: str) -> str:
-            source = (SEEDS / name).read_text(encoding="utf-8")
-            assert HOSTS in source
-            return source.replace(HOSTS, f"'hosts': {hosts}")
+    def text(name: str) -> str:
+        source = (SEEDS / name).read_text(encoding="utf-8")
+        for theirs, here in ours.items():
+            assert theirs in source
+            source = source.replace(theirs, here)
+        return source
 
-        def call() -> None:
-            caller = examples.python("-c", text("servicebus_call.py"))
-            assert caller.ends() == 0, caller.stderr
-            assert REPLY.fullmatch(caller.stdout)
+    def call() -> None:
+        caller = examples.python("-c", text("servicebus_call.py"))
+        assert caller.ends() == 0, caller.stderr
+        assert REPLY.fullmatch(caller.stdout)
 
-        examples.python("-c", text("servicebus_agent.py"))
-        with sender(*hosts) as watcher:
-            wait_for(lambda: watcher.ping_all("NODE-01") == (2, 2), 20.0)
+    agent = examples.python("-c", text("servicebus_agent.py"))
+    with sender(*hosts, user=broker.user, password=broker.password) as watcher:
+        wait_for(lambda: watcher.ping_all("NODE-01", 1.0) == (2, 2), 20.0)
+        call()
+        for one in (broker, other_broker):
+            one.stop(signal.SIGKILL)
+            # One that was connected when its broker died, and one that never was.
+            assert watcher.call("NODE-01.math.add", [1, 2], timeout=10.0)[1] == 3
             call()
-            for one in (a, b):
-                one.stop(signal.SIGKILL)
-                # One that was connected when its broker died, and one that never was.
-                assert watcher.call("NODE-01.math.add", [1, 2], timeout=10.0)[1] == 3
-                call()
-                assert watcher.ping_all("NODE-01") == (1, 2)
-                one.start()
-                wait_for(lambda: watcher.ping_all("NODE-01") == (2, 2), 30.0)
+            assert watcher.ping_all("NODE-01", 1.0) == (1, 2)
+            one.start()
+            wait_for(lambda: watcher.ping_all("NODE-01", 1.0) == (2, 2), 30.0)
+    agent.send(signal.SIGTERM)
+    assert agent.ends() == 0
+    for one in (broker, other_broker):
+        one.delete_queues([service_name("NODE-01")])
 
 
 def test_the_logging_service(examples: Examples, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pika.heartbeat import HeartbeatChecker
 
 from butler_mesh.client import Client
+from butler_mesh.compat.servicebus.routes import MeshRoute
 from butler_mesh.connections.sealed import SealedClient
 from butler_mesh.errors import (
     DeadlineExceeded,
@@ -70,6 +71,29 @@ def test_what_JSON_cannot_hold_is_an_error_of_the_caller_too(
     with pytest.raises(RemoteError, match="JSON"):
         bench.sender().call("NODE-01.math.odd")
     caplog.clear()
+
+
+def test_a_ping_is_for_a_new_connection_and_not_for_each_call(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pings: list[str] = []
+    ask = MeshRoute.ask
+
+    def count(route: MeshRoute, node: str, timeout: float) -> bool:
+        pings.append(node)
+        return ask(route, node, timeout)
+
+    monkeypatch.setattr(MeshRoute, "ask", count)
+    note, bus = Note(), bench.bus()
+    bus.add_rpc_service("math", "add", Add())
+    bus.add_message_service("util", "note", note)
+    bench.start(bus)
+    sender = bench.sender()
+    for n in range(10):
+        assert sender.call("NODE-01.math.add", [n])[1] == n
+        sender.send("NODE-01.util.note", n)
+    assert pings == ["NODE-01"]
+    wait_for(lambda: note.noted == list(range(10)))
 
 
 def test_a_service_that_is_not_there_is_NotFound(bench: Bench) -> None:
