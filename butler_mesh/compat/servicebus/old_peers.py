@@ -17,8 +17,8 @@ from butler_mesh.errors import NotFound, RequestFailed, Unavailable
 
 CREDIT = 0xFFFF
 """All that come are taken at once: calls are run or refused, messages are put where the mesh's wait."""
-STORE_AGAIN_S = 1.0
-"""Before a message is stored that the broker could not take."""
+STORE_AGAIN_S, MAX_STORE_AGAIN_S = 0.5, 30.0
+"""Before a message is stored that the broker could not take, twice as long each time."""
 
 _log = logging.getLogger("butler_mesh.service")
 
@@ -121,6 +121,7 @@ class OldPeers:
 
     def _store(self, event: Event, route: MeshRoute) -> None:
         """Put a message into the queue of its service; it stays with its own broker until it is there."""
+        pause_s = STORE_AGAIN_S
         while True:
             if not self._bus.takes(event):
                 raise NotFound(event.nobody("Message"), status=404)
@@ -130,7 +131,8 @@ class OldPeers:
             except (NotFound, Unavailable) as error:
                 # NotFound: the service is ours, and about to register.
                 _log.warning("message-waits %s.%s: %s", event.category, event.service, error.message)
-                gevent.sleep(STORE_AGAIN_S)
+                gevent.sleep(pause_s)
+                pause_s = min(MAX_STORE_AGAIN_S, 2.0 * pause_s)
 
 
 def _is_registered(queues: Any, timeout: float) -> bool | RequestFailed:

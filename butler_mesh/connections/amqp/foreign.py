@@ -21,7 +21,7 @@ from butler_mesh.errors import Closed, UsageError
 
 CONNECT_TIMEOUT_S = 3.0
 CEILING_S = 3600.0
-"""How long a handler may take of a message that does not say how long it is of use."""
+"""How long a call is worked on that does not say how long its answer is of use."""
 
 
 class ForeignQueues:
@@ -51,7 +51,8 @@ class ForeignQueues:
     ) -> None:
         """Read a queue: ``handler(message)`` runs in a greenlet of its own for each, ``credit`` at once.
 
-        It is stopped after what the message's sender has granted, and after ``ceiling_s`` seconds at last.
+        It is stopped after what the message's sender has granted, or after ``ceiling_s`` seconds where that
+        one waits for an answer and has not said how long.
         """
         self._check()
         if self._reader is not None:

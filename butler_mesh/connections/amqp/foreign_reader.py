@@ -47,8 +47,9 @@ class ForeignReader:
     """Reads one queue of one broker (or cluster), and begins again when that is back.
 
     ``handler(message)`` runs in a greenlet of its own for each message, ``credit`` at once. It is stopped
-    after what the message's sender has granted it, and after ``ceiling_s`` seconds in any case; calls that it
-    makes end by then, too. What it lets out is logged, and costs nobody else anything.
+    after what the message's sender has granted it, or after ``ceiling_s`` seconds where somebody waits for an
+    answer and has not said how long; calls that it makes end by then, too. What it lets out is logged, and
+    costs nobody else anything.
     """
 
     def __init__(
@@ -127,10 +128,11 @@ class ForeignReader:
         self._running.add(gevent.spawn(self._handle, message, method.delivery_tag))
 
     def _handle(self, message: ForeignMessage, tag: int) -> None:
-        patience_s = self._ceiling_s
-        if message.granted_s is not None:
-            patience_s = min(patience_s, message.granted_s)
-        deadlines.current.set(monotonic() + patience_s)
+        patience_s = message.granted_s
+        if patience_s is None and message.reply_to:
+            patience_s = self._ceiling_s
+        if patience_s is not None:
+            deadlines.current.set(monotonic() + patience_s)
         try:
             with Timeout(patience_s, Stopped(status.DEADLINE_PASSED, "deadline passed while it was handled")):
                 self._handler(message)

@@ -65,7 +65,7 @@ def test_killed_by_a_command_and_stopped_it_ends_once(bench: Bench) -> None:
     bench.start(bus)
     configuration = bus.configuration
     with Client(configuration.address(*configuration.hosts), passphrase=configuration.secret_token) as client:
-        for _, response in client.manage("servicebus.NODE-01", "kill", timeout=0.3):
+        for _, response in client.manage("servicebus.NODE-01", "kill", timeout=1.0):
             assert response.status_code == 200
     bus.stop()
     assert ended == ["exit"]

@@ -198,6 +198,7 @@ def test_a_call_that_was_given_up_is_not_worked_on(bench: Bench) -> None:
     bus.add_rpc_service("util", "wait", gate)
     bench.start(bus)
     sender = bench.sender(wire="xml")
+    assert sender.ping("NODE-01")
     assert isinstance(failure_within(sender, 0.2), DeadlineExceeded)
     # Its turn is another's, though the gate has not been opened.
     second = gevent.spawn(failure_within, sender, 5.0)

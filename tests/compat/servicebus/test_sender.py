@@ -115,7 +115,7 @@ def test_brokers_share_the_time_of_a_call(log: list[str]) -> None:
     BROKEN["a"] = BROKEN["b"] = Unavailable("nothing was said", status=503)
     with pytest.raises(Unavailable):
         sender.call("N.c.s", timeout=0.3)
-    assert [pytest.approx(share, abs=0.02) for share in (0.1, 0.1, 0.15, 0.3)] == PATIENCE
+    assert [pytest.approx(share, abs=0.05) for share in (0.1, 0.1, 0.15, 0.3)] == PATIENCE
     PATIENCE.clear()
     with pytest.raises(Unavailable):
         sender.call("N.c.s")

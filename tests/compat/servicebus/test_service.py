@@ -352,10 +352,12 @@ def test_a_message_that_fails_is_tried_again_and_then_with_the_dead(
 ) -> None:
     monkeypatch.setattr("butler_mesh.connections.amqp.instance.RETRY_S", (0.001,) * 6)
     tries: list[str] = []
+    ids: set[str] = set()
 
     class Fails:
         def on_message(self, request: Any) -> None:
             tries.append(request.get_params())
+            ids.add(request.get_event().id)
             if request.get_params() == "always" or len(tries) < 3:
                 raise SystemExit(3) if len(tries) == 1 else NotFound("no such row", status=404)
 
@@ -370,6 +372,8 @@ def test_a_message_that_fails_is_tried_again_and_then_with_the_dead(
         wait_for(lambda: dead.count() == 1, 10.0)
         assert b"always" in dead.show(1)[0].envelope
     assert tries.count("always") == 6
+    # By which a repetition is known.
+    assert len(ids) == 2
     caplog.clear()
 
 

@@ -129,20 +129,30 @@ def test_a_handler_ends_when_its_message_is_of_no_use_any_more(open_queues: Open
     assert waits(broker) == 0
 
 
-def test_a_message_that_says_nothing_of_its_time_has_a_ceiling_all_the_same(open_queues: Open) -> None:
-    ended: list[BaseException] = []
+def test_a_call_that_says_nothing_of_its_time_has_a_ceiling_and_a_message_has_none(
+    open_queues: Open, broker: Broker
+) -> None:
+    deadline: dict[bytes, float] = {}
+    ended: list[bytes] = []
 
     def work(message: ForeignMessage) -> None:
+        deadline[message.body] = deadlines.remaining_s()
         try:
             gevent.sleep(60.0)
-        except BaseException as error:
-            ended.append(error)
+        finally:
+            ended.append(message.body)
 
-    reader, caller = open_queues(), open_queues()
-    reader.serve("node", work, credit=1, ceiling_s=0.02)
+    reader, sender = open_queues(), open_queues()
+    reader.serve("node", work, credit=2, ceiling_s=0.02)
     assert reader.wait_until_registered(PATIENCE_S)
-    caller.send("node", b"1")
-    wait_for(lambda: bool(ended))
+    sender.send("node", b"message")
+    with closing(broker.connect()) as theirs:
+        channel = theirs.channel()
+        mine = channel.queue_declare("", exclusive=True).method.queue
+        channel.basic_publish("theirs", "node", b"call", pika.BasicProperties(reply_to=mine))
+    wait_for(lambda: ended == [b"call"] and len(deadline) == 2)
+    assert deadline[b"call"] <= 0.02
+    assert deadline[b"message"] == deadlines.NEVER
 
 
 def test_an_expiration_that_is_no_number_is_none(open_queues: Open, broker: Broker) -> None:
