@@ -73,6 +73,32 @@ def test_to_a_broker_short_of_memory_nothing_is_sent(open_queues: Open) -> None:
         caller.send("node", b"1")
 
 
+@pytest.mark.slow
+def test_a_call_outlasts_a_memory_alarm_that_its_time_outlasts(
+    open_queues: Open, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_caller, "CONFIRM_TIMEOUT_S", 0.1)
+    reader, caller = open_queues(), open_queues()
+    reader.serve("node", echo, credit=10)
+    assert reader.wait_until_registered(PATIENCE_S)
+    assert caller.call("node", b"1", 5.0) == b"echo 1"
+    broker.control("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        patient = gevent.spawn(caller.call, "node", b"2", 60.0)
+        wait_for(lambda: _is_short_of_memory(caller))
+        assert not patient.ready()
+    finally:
+        broker.control("set_vm_memory_high_watermark", "absolute", "1GB")
+    assert patient.get(timeout=PATIENCE_S) == b"echo 2"
+    wait_for(lambda: not _is_short_of_memory(caller))
+    caller.send("node", b"3")
+
+
+def _is_short_of_memory(caller: ForeignQueues) -> bool:
+    assert caller._caller is not None
+    return caller._caller._kept.is_blocked
+
+
 def test_an_exchange_of_another_kind_is_a_refusal(
     open_queues: Open, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
