@@ -73,7 +73,7 @@ class Node(CoreService):
         )
         service.register_function(_function(self._bus.message, category, name), MESSAGE)
         self._messages.append(service)
-        if self._has_started:
+        if self._has_started and not self._is_closing:
             service.start()
 
     def run(self) -> None:
