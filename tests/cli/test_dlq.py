@@ -71,9 +71,9 @@ def test_a_sealed_one_is_shown_as_one(broker: Broker, request: pytest.FixtureReq
         assert service.wait_until_registered(10.0)
         client.request_nowait("sealed", "/nothing", {"n": 7}, durable=True)
         wait_for(lambda: "1 sealed" in dlq("ls", address).output)
-        assert dlq("show", address).output.endswith(
-            ' rejected {"path":"/nothing","arguments":{"n":7}} (sealed)\n'
-        )
+        shown = dlq("show", address).output
+        assert ' rejected {"path":"/nothing","arguments":{"n":7},"headers":{"Idempotency-Key":"' in shown
+        assert shown.endswith('"}} (sealed)\n')
 
 
 def test_without_a_broker_it_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
