@@ -224,7 +224,7 @@ def test_a_fork_has_connections_of_its_own_and_leaves_its_parents_alone(bench: B
     bus.add_rpc_service("math", "add", Add())
     bench.start(bus)
     forks = """
-        import os, sys, gevent
+        import os, sys, gevent, gevent.os
         from butler_mesh.compat.servicebus.configuration import Configuration
         from butler_mesh.compat.servicebus.sender import Sender
         sender = Sender(Configuration({"hosts": [sys.argv[1]], "user": sys.argv[2], "password": sys.argv[3],
@@ -241,7 +241,7 @@ def test_a_fork_has_connections_of_its_own_and_leaves_its_parents_alone(bench: B
         # While it lives: it reads nothing that is its parent's.
         for n in range(100):
             assert add(n) == n
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert os.waitstatus_to_exitcode(gevent.os.waitpid(child, 0)[1]) == 7
         assert add(3) == 3
         sender.close()
         """
