@@ -105,10 +105,10 @@ class LazyResponse:
 class Answers:
     """An iterator over the answers to a command: (wid, response) of each instance, in the order they come.
 
-    What bears nobody's name, as a refusal for want of the passphrase or the mesh's word that an instance was
-    lost just now, is no answer, and passed over. At the end the failure of the whole is raised: NotFound
-    where nobody was there to be asked; where nobody has answered, the last failure that was passed over, or
-    DeadlineExceeded.
+    What comes while 16 MiB are unread is lost. What bears nobody's name, as a refusal for want of the
+    passphrase or the mesh's word that an instance was lost just now, is no answer, and passed over. At the
+    end the failure of the whole is raised: NotFound where nobody was there to be asked; where nobody has
+    answered, the last failure that was passed over, or DeadlineExceeded.
     """
 
     def __init__(self, path: str, owner: object = None) -> None:
@@ -119,6 +119,7 @@ class Answers:
         self._connection: ClientConnection | None = None
         self._call: Any = None
         self._is_over = False
+        self._unread_bytes = 0
         # What is raised at the end; None once somebody has answered, unless the end itself is a failure.
         self._failure: ServiceResponse | None = ServiceResponse(DEADLINE_PASSED, "no instance has answered")
 
@@ -128,7 +129,11 @@ class Answers:
 
     def on_reply(self, kind: int, status: int, flags: int, envelope: bytes) -> None:
         """Take an answer, or the end (the engine's ``on_reply``)."""
-        self._arrived.put((kind, status, flags, envelope))
+        self._unread_bytes += len(envelope)
+        if kind == FINAL or self._unread_bytes <= MAX_UNREAD_BYTES:
+            self._arrived.put((kind, status, flags, envelope))
+        else:
+            self._unread_bytes -= len(envelope)
 
     def __iter__(self) -> Iterator[tuple[str, ServiceResponse]]:
         return self
@@ -137,6 +142,7 @@ class Answers:
         """Return the next answer, whatever its status."""
         while not self._is_over:
             kind, status, flags, envelope = self._arrived.get()
+            self._unread_bytes -= len(envelope)
             self._is_over = kind == FINAL
             response = decode_response(status, flags, envelope, self._path)
             wid = response.headers.get(WID, "")

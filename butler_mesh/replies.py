@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
+
+import gevent
 
 from butler_mesh import status, tracing
 from butler_mesh.connections.base import Delivery
@@ -26,9 +28,12 @@ _log = logging.getLogger("butler_mesh.service")
 MAX_TRACEBACK = 16 * 1024
 """Characters of a traceback that travel: the innermost frames, which say most."""
 
-
 MAX_MESSAGE = 4 * 1024
 """Characters of an exception's message that travel: a sentence, and not the data it was raised about."""
+
+MAX_PARTS = 1_000_000
+"""What a generator may yield for a caller that awaits one reply."""
+PARTS_IN_A_TURN = 256
 
 # What most replies are; to ask an abstract class takes four times as long.
 _VALUES = (dict, list, str, type(None))
@@ -109,13 +114,26 @@ def send_response(delivery: Delivery, response: ServiceResponse, *, frames: bool
         send_reply(delivery, response.status_code, rest.value)
     else:
         rest = _Rest(body)
-        parts = list(rest)
+        parts = _gathered(rest)
         if rest.value is not None:
             # What a stream's reader would be sent last.
             parts.append(rest.value)
         if frames:
             parts = [frame for part in parts for frame in (part if isinstance(part, list) else [part])]
         send_reply(delivery, response.status_code, parts, response.status_msg, response.headers)
+
+
+def _gathered(parts: Iterable[Body]) -> list[Body]:
+    """Return all parts. A generator that gives way to nobody must not keep its own deadline from it, nor fill
+    the process."""
+    found = []
+    for part in parts:
+        found.append(part)
+        if not len(found) % PARTS_IN_A_TURN:
+            gevent.sleep(0)
+            if len(found) >= MAX_PARTS:
+                raise UsageError(f"{MAX_PARTS} parts are too many for one reply: ask for a stream")
+    return found
 
 
 class _Rest:

@@ -10,7 +10,14 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from butler_mesh.calls import STREAM_WINDOW, Answers, LazyResponse, ResponseStream, Waiter
+from butler_mesh.calls import (
+    MAX_UNREAD_BYTES,
+    STREAM_WINDOW,
+    Answers,
+    LazyResponse,
+    ResponseStream,
+    Waiter,
+)
 from butler_mesh.errors import BadRequest, DeadlineExceeded, InstanceLost, RemoteError
 from butler_mesh.messages import encode_response
 from butler_mesh.protocol.mesh import FINAL, PARTIAL
@@ -454,3 +461,12 @@ def test_answers_that_are_closed_are_cancelled_once() -> None:
     answers.close()
     assert connection.cancelled == [call]
     assert list(answers) == []
+
+
+def test_what_comes_while_too_much_is_unread_is_no_answer() -> None:
+    answers = Answers("/ping")
+    envelope, flags = encode_response(["x" * 1_000_000], headers={"Wid": "one"})
+    for _ in range(100):
+        answers.on_reply(PARTIAL, 200, flags, envelope)
+    answers.on_reply(*final())
+    assert len(list(answers)) == MAX_UNREAD_BYTES // len(envelope)

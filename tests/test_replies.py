@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 
-from butler_mesh import tracing
+from butler_mesh import replies, tracing
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import BadRequest, NotSerializable, RemoteError, Stopped, Unavailable, UsageError
 from butler_mesh.messages import ServiceRequest, ServiceResponse, decode_response, encode_request
@@ -251,3 +253,19 @@ def test_parts_of_frames_gather_into_one_list_for_a_caller_who_takes_one_reply(
     parts: Any, whole: Any
 ) -> None:
     assert answered(lambda request: ServiceResponse(body=iter(parts)), frames=True).body == whole
+
+
+def test_a_generator_without_end_keeps_neither_its_deadline_from_itself_nor_all_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replies, "MAX_PARTS", 5 * replies.PARTS_IN_A_TURN)
+    response = answered(lambda request: ServiceResponse(body=itertools.count()))
+    with pytest.raises(RemoteError, match="too many for one reply"):
+        response.raise_for_status()
+
+    def turns() -> Any:
+        with gevent.Timeout(0.0, Stopped(504, "too late")):
+            yield from itertools.count()
+
+    monkeypatch.undo()
+    assert answered(lambda request: ServiceResponse(body=turns())).status_code == 504

@@ -44,8 +44,8 @@ REGISTER_GRACE_S = 0.0
 gives its services some seconds; a broker remembers, and what it does not know is not there."""
 RETURN_GRACE_S = 5.0
 """How long after any other connection: where a broker crashed, services have yet to return as well."""
-CLOSE_S = 1.0
-"""Patience with the broker's goodbye."""
+MAX_IDS = 1000  # of calls that are given up, in one message; instances read 64 KiB of it
+CLOSE_S = 1.0  # patience with the broker's goodbye
 
 _log = logging.getLogger("butler_mesh.client")
 
@@ -318,7 +318,9 @@ class AmqpClient(ClientConnection):
         # All instances of a service hear each of these: a thousand calls that expire together are one.
         cancels, self._cancels = self._cancels, {}
         for address, ids in cancels.items():
-            self._tell(*address, messages.control_properties("", messages.CANCEL), " ".join(ids).encode())
+            for n in range(0, len(ids), MAX_IDS):
+                body = " ".join(ids[n : n + MAX_IDS]).encode()
+                self._tell(*address, messages.control_properties("", messages.CANCEL), body)
 
     def _returned(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
         """Nobody reads that queue: it is tried at the next, or there is no such service."""

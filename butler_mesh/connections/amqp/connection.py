@@ -11,6 +11,7 @@ import os
 import random
 import re
 import ssl
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,14 +20,17 @@ from urllib.parse import unquote, urlsplit
 
 from gevent.event import Event
 from gevent.hub import get_hub
-from pika import ConnectionParameters, PlainCredentials, SSLOptions
+from pika import BasicProperties, ConnectionParameters, PlainCredentials, SSLOptions
 from pika.adapters.gevent_connection import GeventConnection
 from pika.channel import Channel as PikaChannel
-from pika.exceptions import AuthenticationError
+from pika.exceptions import AuthenticationError, InvalidFrameError
+from pika.frame import Header
+from pika.spec import FRAME_HEADER
 
 from butler_mesh import status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.amqp.loop import HubServices
+from butler_mesh.connections.amqp.messages import UNREADABLE
 from butler_mesh.errors import UsageError
 
 PASSWORD = "BUTLER_MESH_AMQP_PASSWORD"
@@ -44,9 +48,13 @@ SOCKET_S = 2.0
 PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 """Before the hosts are tried again."""
 SHORT_LIFE_S = 1.0
+"""A connection that ends so soon counts as one that failed."""
+MAX_MESSAGE_BYTES = 512 * 1024 * 1024
+"""RabbitMQ takes none that is longer."""
 BATCH_BYTES = 64 * 1024
 """Over this a frame goes out by itself, without being copied to the others of its turn."""
 
+_FRAME, _BODY_SIZE = struct.Struct(">BHL"), struct.Struct(">4xQ")
 _SAID = re.compile(r"ConnectionClosedByBroker: \((403|530)\) (.*)")
 """ACCESS_REFUSED for a user or password, NOT_ALLOWED for a vhost."""
 
@@ -89,6 +97,28 @@ class Connection(GeventConnection):
 
     def _create_channel(self, channel_number: int, on_open_callback: Callable[[Any], Any] | None) -> Channel:
         return Channel(self, channel_number, on_open_callback)
+
+    def _read_frame(self) -> Any:
+        """Read a frame as pika does, but what it cannot decode of a message ends that message only.
+
+        Otherwise the broker would hand it out again to the next connection, which would end as well: a time
+        beyond the year 9999 is enough, or a deep table.
+        """
+        buffer = self._frame_buffer
+        kind, channel, size = _FRAME.unpack_from(buffer) if len(buffer) >= _FRAME.size else (0, 0, 0)
+        if size > self.params.frame_max:
+            raise InvalidFrameError(f"a frame of {size} bytes")
+        try:
+            consumed, found = super()._read_frame()
+        except Exception:
+            if kind != FRAME_HEADER:
+                raise
+            length = _BODY_SIZE.unpack_from(buffer, _FRAME.size)[0]
+            unreadable = BasicProperties(type=UNREADABLE)  # type: ignore[no-untyped-call]  # pika's slip
+            consumed, found = _FRAME.size + size + 1, Header(channel, length, unreadable)
+        if isinstance(found, Header) and found.body_size > MAX_MESSAGE_BYTES:
+            raise InvalidFrameError(f"a message of {found.body_size} bytes")
+        return consumed, found
 
     def _adapter_emit_data(self, data: bytes) -> None:
         batch = self._batch
@@ -205,7 +235,6 @@ class Keeper:
     def _opened(self, connection: Connection) -> None:
         if self._is_over:
             return
-        self._failures = 0
         self._gone.clear()
         self._opened_at = monotonic()
         self._refusals = 0
@@ -224,12 +253,7 @@ class Keeper:
         refusal = _refusal(error)
         reason = refusal[1] if refusal else _short(error)
         _log.warning("connect-failed %s: %s", self.where, reason)
-        if self._failures % len(self._hosts):
-            pause_s = 0.0
-        else:
-            rounds = self._failures // len(self._hosts)
-            pause_s = min(MAX_PAUSE_S, PAUSE_S * 2.0 ** min(rounds - 1, 10)) * random.uniform(0.5, 1.0)
-        self._try_again(pause_s)
+        self._try_again(0.0 if self._failures % len(self._hosts) else self._pause_s())
         self._refusals = self._refusals + 1 if refusal else 0
         if refusal is not None and self._refusals >= len(self._hosts):
             self.refusal = refusal
@@ -243,9 +267,15 @@ class Keeper:
             return
         reason = _short(error)
         _log.warning("connection-lost %s: %s", self.where, reason)
-        # One that ended as soon as it began would do so all the time.
-        self._try_again(0.0 if monotonic() - self._opened_at > SHORT_LIFE_S else PAUSE_S)
+        # One that ended as soon as it began may do so all the time.
+        is_short = monotonic() - self._opened_at < SHORT_LIFE_S
+        self._failures = self._failures + len(self._hosts) if is_short else 0
+        self._try_again(self._pause_s() if is_short else 0.0)
         self._tell(lambda user: user.down(reason))
+
+    def _pause_s(self) -> float:
+        rounds = self._failures // len(self._hosts)
+        return min(MAX_PAUSE_S, PAUSE_S * 2.0 ** min(rounds - 1, 10)) * random.uniform(0.5, 1.0)
 
     def _tell(self, word: Callable[[User], None]) -> None:
         for user in list(self.users):

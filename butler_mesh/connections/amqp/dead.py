@@ -99,8 +99,7 @@ class DeadLetters:
                 break
             tag, properties, body = message
             target = messages.request_target(properties, self._home)
-            deaths = (properties.headers or {}).get("x-death") or [{}]
-            reason = (properties.headers or {}).get("x-first-death-reason") or deaths[0].get("reason", "")
+            reason = (properties.headers or {}).get("x-first-death-reason") or properties.type
             seen.append(Dead(properties.correlation_id or "", target, str(reason), body, _flags(properties)))
         if tag:
             self._channel.basic_nack(tag, multiple=True, requeue=True)
@@ -118,8 +117,8 @@ class DeadLetters:
                 break
             tag, properties, body = message
             headers = properties.headers or {}
-            # The broker's own notes of what has happened to it: it begins anew.
-            properties.headers = {name: headers[name] for name in headers if not name.startswith("x-")}
+            # Our own words, and not the broker's notes of what has happened to it: it begins anew.
+            properties.headers = {name: headers[name] for name in messages.STORED_HEADERS if name in headers}
             self._give_back(body, properties)
             self._channel.basic_ack(tag)
             given_back += 1
@@ -189,6 +188,6 @@ class DeadLetters:
 
 def _flags(properties: Any) -> int:
     try:
-        return messages.request_flags(properties)
+        return messages.request_flags(properties, is_stored=True)
     except ValueError:  # nobody of ours has sent it
         return 0

@@ -20,6 +20,7 @@ from butler_mesh.errors import Stopped
 from butler_mesh.protocol.mesh import STREAM
 from butler_mesh.protocol.wheel import NEVER
 
+MAX_WINDOW = 0xFFFF  # parts
 FLUSH_LOOK_S = 0.005
 """How often a stream's handler looks whether the connection has taken what it sent."""
 
@@ -28,6 +29,7 @@ class Instance(Protocol):
     """What a delivery needs of the instance that has accepted it."""
 
     clocks: Clocks
+    durable_queue: str
 
     @property
     def unsent_bytes(self) -> int: ...
@@ -71,20 +73,25 @@ class AmqpDelivery(Delivery):
         session: int,
         now: float,
     ) -> None:
+        # Whoever knows nothing of us says nothing of kinds; a reply led astray does.
+        if properties.type not in (messages.REQUEST, None) or messages.has_forged_death(properties):
+            raise ValueError(f"no request, but {properties.type!r:.80}")
         self._instance = instance
         self.id = properties.correlation_id or ""
         self.reply_to = properties.reply_to or ""
         self.queue = queue
         self.target = messages.request_target(properties, queue)
         self.envelope = envelope
-        self.flags = messages.request_flags(properties)
+        self.flags = messages.request_flags(
+            properties, is_stored=bool(queue) and queue == instance.durable_queue
+        )
         left_s = messages.remaining_s(properties, instance.clocks, int(time.time() * 1000), now)
         self.deadline = NEVER if left_s is None else now + left_s
         self.patience_s = left_s if left_s is not None and self.flags & STREAM else 0.0
-        self.window = messages.number(properties, "window", 0)
+        self.window = min(MAX_WINDOW, messages.number(properties, "window", 0))
         self.number = 0
         # How often the broker has handed it out before; counted for stored requests only.
-        self.deliveries = messages.number(properties, "x-delivery-count", 0)
+        self.deliveries = max(0, messages.number(properties, "x-delivery-count", 0))
         # What the broker knows it by, and on which of our connections: an answer made for an earlier one
         # is dropped, for the broker has given the request to somebody again.
         self.tag = tag

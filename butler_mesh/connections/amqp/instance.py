@@ -20,11 +20,14 @@ from pika import BasicProperties
 from butler_mesh import deadlines, status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.amqp import messages, queues
+from butler_mesh.connections.amqp.cancelled import Cancelled
 from butler_mesh.connections.amqp.clocks import Clocks
 from butler_mesh.connections.amqp.connection import Connection, has_transient_queues
-from butler_mesh.connections.amqp.delivery import AmqpDelivery
+from butler_mesh.connections.amqp.delivery import MAX_WINDOW, AmqpDelivery
 from butler_mesh.connections.amqp.link import Link
 from butler_mesh.connections.amqp.loop import Alarm
+from butler_mesh.connections.amqp.overflow import Overflow
+from butler_mesh.connections.amqp.retries import Retries
 from butler_mesh.connections.base import MANAGEMENT, Handler, InstanceConnection
 from butler_mesh.connections.engine import STOP_S
 from butler_mesh.connections.workers import Workers
@@ -40,10 +43,7 @@ MAX_CREDIT = 0xFFFF
 """What basic.qos can say."""
 MOST_RUNS = 2
 """How often a request is begun that may be: one that ends whoever begins it must not go round for ever."""
-RETRY_S = (0.2, 0.4, 0.8, 1.6, 3.2, 0.0)
-"""How long a stored request that failed is kept before it goes to the next: what it needs may be back."""
-MAX_CANCELLED = 10_000
-"""Ids of requests that were cancelled before they came, kept until they come."""
+MAX_CANCEL_BYTES = 64 * 1024
 
 _log = logging.getLogger("butler_mesh.service")
 
@@ -72,7 +72,8 @@ class AmqpInstance(InstanceConnection):
             raise UsageError("over amqp: the broker's users and permissions say who may serve what")
         self._queues = queues.request_queues(service, paths, is_durable=durable)
         self._service = service
-        self._is_durable = durable
+        # That of stored requests; '' where none are.
+        self.durable_queue = queues.durable_queue(service) if durable else ""
         if not 0 < credit <= MAX_CREDIT:
             raise UsageError(f"a credit is from 1 to {MAX_CREDIT}")
         self.wid = f"{service or 'paths'}-{socket.gethostname()}-{secrets.token_hex(5)}"
@@ -82,16 +83,14 @@ class AmqpInstance(InstanceConnection):
         self._handler: Handler | None = None
         self._workers: Workers[AmqpDelivery] = Workers(self._serve, is_pooled=pooled_greenlets)
         self._alarm: Alarm[AmqpDelivery] = Alarm(self._expire)
-        # Stored requests that failed, by when they are given back.
-        self._retries: Alarm[AmqpDelivery] = Alarm(self._retry)
+        self._retries = Retries(self._retry)
         # Accepted and not answered, by the request's id.
         self._jobs: dict[str, AmqpDelivery] = {}
         self._running = 0
         self._last_number = 0
         # Each queue's consumer may have as many as the credit; what is too much together waits here.
         self._held: deque[AmqpDelivery] = deque()
-        # What was given up before it came; in the order of time.
-        self._cancelled: dict[str, None] = {}
+        self._cancelled = Cancelled()
         self._channel: Any = None
         self._session = 0
         self._control = ""
@@ -106,6 +105,7 @@ class AmqpInstance(InstanceConnection):
         self._changed = Event()
         self._pid = os.getpid()
         self._link = Link(endpoints, "in", on_up=self._up, on_down=self._down, on_fork=self.abandon)
+        self._overflow = Overflow(self._link, self._queues)
 
     # --- what services do ---------------------------------------------------------------------
 
@@ -212,9 +212,7 @@ class AmqpInstance(InstanceConnection):
             _log.warning("dead-lettered %s of %.200r: %d", job.id, job.target, code)
             self._channel.basic_reject(job.tag, requeue=False)
         elif not self._is_closed:
-            pause_s = RETRY_S[min(job.deliveries, len(RETRY_S) - 1)]
-            _log.warning("retried %s of %.200r in %.1f s: %d", job.id, job.target, pause_s, code)
-            self._retries.add(job, monotonic() + pause_s)
+            self._retries.add(job, code)
 
     def _retry(self, job: AmqpDelivery) -> None:
         if job.session == self._session and self._channel is not None and self._channel.is_open:
@@ -246,19 +244,17 @@ class AmqpInstance(InstanceConnection):
         channel.basic_qos(prefetch_count=self._credit)
         if not self._is_taking:
             return
+        self._overflow.open()
         for queue in self._queues:
             self._consume(queue)
-        if self._is_durable:
+        if self.durable_queue:
             dead = queues.dead_queue(self._service)
             channel.queue_declare(dead, durable=True, arguments=queues.DEAD_ARGUMENTS)
-            self._consume(queues.durable_queue(self._service))
+            self._consume(self.durable_queue)
 
     def _consume(self, queue: str) -> None:
         if queue in self._queues:
             is_durable = not has_transient_queues(self._channel.connection)
-            full = queues.full_queue(queue)
-            self._channel.queue_declare(full, durable=is_durable, arguments=queues.FULL_ARGUMENTS)
-            self._channel.basic_consume(full, self._refuse, auto_ack=True)
             arguments = queues.request_arguments(queue, self._expires_ms)
         else:
             is_durable, arguments = True, queues.durable_arguments(self._service)
@@ -294,14 +290,6 @@ class AmqpInstance(InstanceConnection):
 
     # --- requests -----------------------------------------------------------------------------
 
-    def _refuse(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
-        """Answer a request that found no room. Of one that expired the caller knows."""
-        if properties.reply_to and (properties.headers or {}).get("x-first-death-reason") == "maxlen":
-            code, id_ = status.UNAVAILABLE, properties.correlation_id or ""
-            envelope = mesh.pack_failure(code, "too much waits for the service", 1.0)[2:]
-            answer = messages.reply_properties(id_, code, 0, final=True)
-            channel.basic_publish("", properties.reply_to, envelope, answer)
-
     def _arrived(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
         """Take a request. Nothing may be raised here: pika would end the connection."""
         if not channel.is_open:
@@ -312,17 +300,25 @@ class AmqpInstance(InstanceConnection):
             tries = messages.number(properties, "tries", 0)
         except Exception as error:
             _log.warning("request-unreadable: %s", error)
-            channel.basic_reject(method.delivery_tag, requeue=False)
+            self._bury(method, properties, body)
             return
         if not self._is_taking:
             self._give_back(job)
-        elif job.id in self._cancelled:
-            del self._cancelled[job.id]
+        elif len(body) > MAX_BODY_BYTES:
+            self._fail(job, status.TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
+        elif self._cancelled.take(job.id):
             channel.basic_ack(job.tag)
         elif method.redelivered or job.deliveries:
             self._take_again(job, tries)
         else:
             self._take(job)
+
+    def _bury(self, method: Any, properties: BasicProperties, body: bytes) -> None:
+        """Be done with a message that is no request: a stored one is kept with the dead."""
+        if self._consumers.get(method.consumer_tag) == self.durable_queue:
+            kept = messages.buried_properties(properties)
+            self._channel.basic_publish("", queues.dead_queue(self._service), body, kept)
+        self._channel.basic_ack(method.delivery_tag)
 
     def _take_command(self, properties: BasicProperties, body: bytes) -> None:
         """Run a command at once, whatever runs beside it: it was never in a queue that others read."""
@@ -360,7 +356,10 @@ class AmqpInstance(InstanceConnection):
         ours = self._jobs.get(job.id)
         if ours is not None and ours.reply_to == job.reply_to and not ours.flags & STREAM:
             # It runs here still, and its answer may be sent after all.
-            ours.tag, ours.session = job.tag, job.session
+            if ours.session == self._session:
+                self._channel.basic_ack(job.tag)
+            else:
+                ours.tag, ours.session = job.tag, job.session
         elif job.flags & DURABLE:
             self._take(job)
         elif job.flags & IDEMPOTENT and tries + 1 < MOST_RUNS:
@@ -391,7 +390,7 @@ class AmqpInstance(InstanceConnection):
             self._channel.basic_reject(job.tag, requeue=True)
             return
         now = monotonic()
-        left_ms = 0x7FFFFFFF if job.deadline == NEVER else max(1, int((job.deadline - now) * 1000))
+        left_ms = max(1, int((min(job.deadline, now + 1e6) - now) * 1000))
         properties = messages.request_properties(
             job.id, job.target, job.queue, job.flags, left_ms, int(time.time() * 1000), job.window
         )
@@ -472,11 +471,11 @@ class AmqpInstance(InstanceConnection):
             return
         job = self._jobs.get(id_)
         if properties.type == messages.CANCEL:
-            for cancelled in body.decode("ascii", "replace").split():
+            for cancelled in body[:MAX_CANCEL_BYTES].decode("ascii", "replace").split():
                 self._cancel(cancelled)
         elif properties.type == messages.WINDOW and job is not None:
             try:
-                job.window += max(0, messages.number(properties, "parts"))
+                job.window = min(MAX_WINDOW, job.window + max(0, messages.number(properties, "parts")))
             except ValueError:
                 return
             self._renew(job)
@@ -489,9 +488,7 @@ class AmqpInstance(InstanceConnection):
             # In a callback of its own, as handlers begin: what is stopped runs its ``finally``.
             get_hub().loop.run_callback(self._stop, job, status.CANCELLED, "the caller gave up")
         else:
-            self._cancelled[id_] = None
-            if len(self._cancelled) > MAX_CANCELLED:
-                del self._cancelled[next(iter(self._cancelled))]
+            self._cancelled.add(id_)
 
     def _wait_until_idle(self, until: float) -> None:
         while self._running and monotonic() < until:

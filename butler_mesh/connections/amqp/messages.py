@@ -31,11 +31,17 @@ from pika import BasicProperties
 from butler_mesh.connections.amqp.clocks import Clocks
 from butler_mesh.protocol.mesh import DURABLE, FINAL, IDEMPOTENT, ONE_WAY, PARTIAL, RAW, STREAM
 
+UNREADABLE = "unreadable"
 REQUEST, PART, FINAL_REPLY, CANCEL, WINDOW = "request", "part", "final", "cancel", "window"
 
 REPLY_TO = "amq.rabbitmq.reply-to"
 """RabbitMQ's direct reply-to: replies come without a queue, by the channel that asked."""
 JSON_TYPE, BYTES_TYPE = "application/json", "application/octet-stream"
+
+STORED_HEADERS = ("flags", "sent", "target", "patience")
+"""All that a stored request has."""
+MAX_MS = 0x7FFFFFFF
+"""Of an expiration, and of a patience."""
 
 _KNOWN_FLAGS = ONE_WAY | IDEMPOTENT | STREAM | RAW | DURABLE
 
@@ -84,6 +90,14 @@ def control_properties(id_: str, kind: str, parts: int = 0) -> BasicProperties:
     )
 
 
+def buried_properties(properties: BasicProperties) -> BasicProperties:
+    """Return what a stored message that is no request is kept with: not its headers, for the broker (3.10)
+    stumbles over some."""
+    return BasicProperties(  # type: ignore[no-untyped-call]  # pika's slip
+        delivery_mode=2, correlation_id=properties.correlation_id, type=UNREADABLE
+    )
+
+
 def reply_kind(properties: BasicProperties) -> tuple[int, int, int]:
     """Return (PARTIAL or FINAL, status, flags) of a reply; ValueError for what is none."""
     code, flags = number(properties, "status"), number(properties, "flags", 0)
@@ -92,10 +106,19 @@ def reply_kind(properties: BasicProperties) -> tuple[int, int, int]:
     return FINAL if properties.type == FINAL_REPLY else PARTIAL, code, flags & RAW
 
 
-def request_flags(properties: BasicProperties) -> int:
-    """Return a request's flags: those we know; one without a return address is one-way."""
-    flags = number(properties, "flags", 0) & _KNOWN_FLAGS
-    return flags if properties.reply_to else flags | ONE_WAY
+def request_flags(properties: BasicProperties, *, is_stored: bool = False) -> int:
+    """Return a request's flags: those we know, and DURABLE if it was stored, whatever it says itself. One
+    without a return address is one-way, and no stream."""
+    flags = number(properties, "flags", 0) & _KNOWN_FLAGS & ~DURABLE
+    if not properties.reply_to:
+        flags = flags & ~STREAM | ONE_WAY
+    return flags | DURABLE if is_stored else flags
+
+
+def has_forged_death(properties: BasicProperties) -> bool:
+    """Tell whether a message says of its deaths what no broker does: 3.10 fails when it is to add to that."""
+    deaths = (properties.headers or {}).get("x-death", [])
+    return not isinstance(deaths, list) or not all(isinstance(death, dict) for death in deaths)
 
 
 def request_target(properties: BasicProperties, queue: str) -> str:
@@ -109,8 +132,8 @@ def remaining_s(properties: BasicProperties, clocks: Clocks, wall_ms: int, now: 
     if not properties.expiration:
         # A stored request waits for as long as it takes; its time begins with its handler.
         patience_ms = number(properties, "patience", 0)
-        return patience_ms / 1000.0 if patience_ms > 0 else None
-    total = int(properties.expiration)
+        return min(MAX_MS, patience_ms) / 1000.0 if patience_ms > 0 else None
+    total = min(MAX_MS, int(properties.expiration))
     client = (properties.correlation_id or "").partition(".")[0]
     waited = clocks.waited_ms(client, number(properties, "sent", wall_ms), wall_ms, now)
     # The broker hands out nothing that has expired: what seems to have was sent before a clock was set.

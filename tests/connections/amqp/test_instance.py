@@ -14,8 +14,7 @@ import pytest
 
 from butler_mesh.clock import monotonic
 from butler_mesh.connections import rabbitmq
-from butler_mesh.connections.amqp import instance as amqp_instance
-from butler_mesh.connections.amqp import queues
+from butler_mesh.connections.amqp import queues, retries
 from butler_mesh.connections.amqp.instance import AmqpInstance
 from butler_mesh.connections.base import Delivery
 from butler_mesh.errors import UsageError
@@ -294,7 +293,7 @@ def test_a_queue_without_readers_expires_and_the_service_is_404(rabbit: RabbitEn
 @pytest.fixture
 def durable(rabbit: RabbitEngine, monkeypatch: pytest.MonkeyPatch) -> RabbitEngine:
     """The engine, with a service that stores; what fails is tried again soon."""
-    monkeypatch.setattr(amqp_instance, "RETRY_S", (0.005, 0.01, 0.02, 0.0))
+    monkeypatch.setattr(retries, "PAUSES_S", (0.005, 0.01, 0.02, 0.0))
     rabbit._queues.update(["svc:durable", "svc:dead"])
     return rabbit
 
