@@ -79,6 +79,7 @@ FLOORS: dict[str, float] = {
     "connections.amqp.foreign_caller": 4.5,
     "connections.amqp.foreign_reader": 4.5,
     "connections.amqp.foreign": 4.6,
+    "connections.amqp.consumers": 4.4,
     "connections.amqp.overflow": 4.4,
     "connections.amqp.retries": 4.4,
     "connections.amqp.instance": 4.5,

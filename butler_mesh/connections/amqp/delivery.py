@@ -29,8 +29,9 @@ class Instance(Protocol):
     """What a delivery needs of the instance that has accepted it."""
 
     clocks: Clocks
-    durable_queue: str
 
+    @property
+    def durable_queue(self) -> str: ...
     @property
     def unsent_bytes(self) -> int: ...
     def reply(self, job: AmqpDelivery, code: int, envelope: bytes, flags: int, *, final: bool) -> None: ...

@@ -22,7 +22,8 @@ from butler_mesh.clock import monotonic
 from butler_mesh.connections.amqp import messages, queues
 from butler_mesh.connections.amqp.cancelled import Cancelled
 from butler_mesh.connections.amqp.clocks import Clocks
-from butler_mesh.connections.amqp.connection import Connection, has_transient_queues
+from butler_mesh.connections.amqp.connection import Connection
+from butler_mesh.connections.amqp.consumers import Consumers
 from butler_mesh.connections.amqp.delivery import MAX_WINDOW, AmqpDelivery
 from butler_mesh.connections.amqp.link import Link
 from butler_mesh.connections.amqp.loop import Alarm
@@ -72,14 +73,11 @@ class AmqpInstance(InstanceConnection):
             raise UsageError("over amqp: the broker's users and permissions say who may serve what")
         self._queues = queues.request_queues(service, paths, is_durable=durable)
         self._service = service
-        # That of stored requests; '' where none are.
-        self.durable_queue = queues.durable_queue(service) if durable else ""
         if not 0 < credit <= MAX_CREDIT:
             raise UsageError(f"a credit is from 1 to {MAX_CREDIT}")
         self.wid = f"{service or 'paths'}-{socket.gethostname()}-{secrets.token_hex(5)}"
         self.clocks = Clocks()
         self._credit = credit
-        self._expires_ms = max(1, int(absent_grace_s * 1000))
         self._handler: Handler | None = None
         self._workers: Workers[AmqpDelivery] = Workers(self._serve, is_pooled=pooled_greenlets)
         self._alarm: Alarm[AmqpDelivery] = Alarm(self._expire)
@@ -94,18 +92,21 @@ class AmqpInstance(InstanceConnection):
         self._channel: Any = None
         self._session = 0
         self._control = ""
-        # Consumer tag -> queue.
-        self._consumers: dict[str, str] = {}
-        # Consumers that the broker has not confirmed; we are registered when there is none.
-        self._unconfirmed: set[str] = set()
         self._is_taking, self._is_closed = True, False
         self._has_stopped = Event()
         self._has_stopped.set()
-        self._registered = Event()
         self._changed = Event()
         self._pid = os.getpid()
         self._link = Link(endpoints, "in", on_up=self._up, on_down=self._down, on_fork=self.abandon)
         self._overflow = Overflow(self._link, self._queues)
+        self._consumers = Consumers(
+            self._queues,
+            service,
+            is_durable=durable,
+            credit=credit,
+            expires_ms=max(1, int(absent_grace_s * 1000)),
+            on_message=self._arrived,
+        )
 
     # --- what services do ---------------------------------------------------------------------
 
@@ -114,11 +115,16 @@ class AmqpInstance(InstanceConnection):
         self._link.start()
 
     def wait_until_registered(self, timeout_s: float) -> bool:
-        return bool(self._registered.wait(timeout_s))
+        return bool(self._consumers.is_reading.wait(timeout_s))
 
     @property
     def raw(self) -> Connection | None:
         return self._link.connection
+
+    @property
+    def durable_queue(self) -> str:
+        """That of stored requests; '' where none are."""
+        return self._consumers.durable_queue
 
     @property
     def unsent_bytes(self) -> int:
@@ -131,8 +137,7 @@ class AmqpInstance(InstanceConnection):
             return
         self._is_taking = False
         if self._channel is not None and self._channel.is_open:
-            for tag in self._consumers:
-                self._channel.basic_cancel(tag)
+            self._consumers.close()
             # Its answer comes after whatever was on its way when the consumers were cancelled.
             self._has_stopped.clear()
             self._channel.basic_qos(prefetch_count=self._credit, callback=lambda _: self._has_stopped.set())
@@ -226,10 +231,7 @@ class AmqpInstance(InstanceConnection):
     def _opened(self, channel: Any) -> None:
         self._session += 1
         self._channel = channel
-        self._consumers.clear()
-        self._unconfirmed.clear()
         channel.on_stray = self._arrived
-        channel.add_on_cancel_callback(self._consumer_cancelled)
         channel.queue_declare("", exclusive=True, callback=self._control_declared)
 
     def _control_declared(self, frame: Any) -> None:
@@ -240,47 +242,14 @@ class AmqpInstance(InstanceConnection):
         for queue in [*self._queues, MANAGEMENT + self.wid]:
             channel.queue_bind(self._control, queues.CONTROL_EXCHANGE, queues.control_key(queue))
         channel.basic_consume(self._control, self._told, auto_ack=True)
-        # Per consumer: a limit for the whole channel is refused by RabbitMQ 4.3.
-        channel.basic_qos(prefetch_count=self._credit)
-        if not self._is_taking:
-            return
-        self._overflow.open()
-        for queue in self._queues:
-            self._consume(queue)
-        if self.durable_queue:
-            dead = queues.dead_queue(self._service)
-            channel.queue_declare(dead, durable=True, arguments=queues.DEAD_ARGUMENTS)
-            self._consume(self.durable_queue)
-
-    def _consume(self, queue: str) -> None:
-        if queue in self._queues:
-            is_durable = not has_transient_queues(self._channel.connection)
-            arguments = queues.request_arguments(queue, self._expires_ms)
-        else:
-            is_durable, arguments = True, queues.durable_arguments(self._service)
-        self._channel.queue_declare(queue, durable=is_durable, arguments=arguments)
-        tag = self._channel.basic_consume(queue, self._arrived, callback=self._consuming)
-        self._consumers[tag] = queue
-        self._unconfirmed.add(tag)
-
-    def _consuming(self, frame: Any) -> None:
-        self._unconfirmed.discard(frame.method.consumer_tag)
-        if not self._unconfirmed:
-            self._registered.set()
-            _log.info("registered %s at %s", self.wid, self._link.where)
-
-    def _consumer_cancelled(self, frame: Any) -> None:
-        # The queue was deleted, or its node went down.
-        queue = self._consumers.pop(frame.method.consumer_tag, None)
-        if self._is_taking and queue is not None:
-            self._registered.clear()
-            _log.warning("consumer-cancelled %s: %.200r is declared again", self._link.where, queue)
-            self._consume(queue)
+        if self._is_taking:
+            self._overflow.open()
+            self._consumers.open(channel)
 
     def _down(self, reason: str) -> None:
         self._channel = None
         self._has_stopped.set()
-        self._registered.clear()
+        self._consumers.lose()
         # What has not begun comes again, perhaps to us; streams have readers who were told of the end.
         while self._held:
             self._settle(self._held.popleft())
@@ -294,13 +263,16 @@ class AmqpInstance(InstanceConnection):
         """Take a request. Nothing may be raised here: pika would end the connection."""
         if not channel.is_open:
             return
+        queue = self._consumers.queue_of(method.consumer_tag)
         try:
-            queue = self._consumers[method.consumer_tag]
             job = AmqpDelivery(self, properties, queue, body, method.delivery_tag, self._session, monotonic())
             tries = messages.number(properties, "tries", 0)
         except Exception as error:
             _log.warning("request-unreadable: %s", error)
-            self._bury(method, properties, body)
+            if queue and queue == self.durable_queue:
+                kept = messages.buried_properties(properties)
+                channel.basic_publish("", queues.dead_queue(self._service), body, kept)
+            channel.basic_ack(method.delivery_tag)
             return
         if not self._is_taking:
             self._give_back(job)
@@ -312,13 +284,7 @@ class AmqpInstance(InstanceConnection):
             self._take_again(job, tries)
         else:
             self._take(job)
-
-    def _bury(self, method: Any, properties: BasicProperties, body: bytes) -> None:
-        """Be done with a message that is no request: a stored one is kept with the dead."""
-        if self._consumers.get(method.consumer_tag) == self.durable_queue:
-            kept = messages.buried_properties(properties)
-            self._channel.basic_publish("", queues.dead_queue(self._service), body, kept)
-        self._channel.basic_ack(method.delivery_tag)
+            self._consumers.hurry(method.consumer_tag)
 
     def _take_command(self, properties: BasicProperties, body: bytes) -> None:
         """Run a command at once, whatever runs beside it: it was never in a queue that others read."""

@@ -24,7 +24,12 @@ class Retries:
     def add(self, job: AmqpDelivery, code: int) -> None:
         """Keep a request whose handler has ended with this status."""
         pause_s = PAUSES_S[min(job.deliveries, len(PAUSES_S) - 1)]
-        _log.warning("retried %s of %.200r in %.1f s: %d", job.id, job.target, pause_s, code)
+        if pause_s:
+            _log.warning("retried %s of %.200r in %.1f s: %d", job.id, job.target, pause_s, code)
+        else:
+            _log.warning(
+                "given-up %s of %.200r after %d attempts: %d", job.id, job.target, len(PAUSES_S), code
+            )
         self._alarm.add(job, monotonic() + pause_s)
 
     def close(self) -> None:

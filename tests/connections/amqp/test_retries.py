@@ -39,5 +39,11 @@ def test_they_are_given_back_when_their_pause_is_over(
     wait_for(lambda: len(given_back) == 3)
     assert given_back[-1] is jobs[0]
     assert caplog.text.count("retried") == 3
+    assert "given-up" not in caplog.text
+    monkeypatch.setattr(retries, "PAUSES_S", (0.01, 0.0))
+    with caplog.at_level(logging.WARNING, "butler_mesh"):
+        kept.add(jobs[1], 503)
+    assert "given-up 1 of 'svc' after 2 attempts: 503" in caplog.text
+    caplog.clear()
     kept.add(jobs[0], 503)
     kept.close()
