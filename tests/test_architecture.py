@@ -25,6 +25,7 @@ FLOORS: dict[str, float] = {
     "counters": 0,
     "signing": 0,
     "codec": 0.1,
+    "environment": 0.1,
     # 1 and 2: pure, without sockets and clocks
     "protocol.liveness": 1,
     "protocol.queues": 1,

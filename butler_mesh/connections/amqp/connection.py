@@ -14,7 +14,6 @@ import ssl
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -31,11 +30,13 @@ from butler_mesh import status
 from butler_mesh.clock import monotonic
 from butler_mesh.connections.amqp.loop import HubServices
 from butler_mesh.connections.amqp.messages import UNREADABLE
+from butler_mesh.environment import secret
 from butler_mesh.errors import UsageError
 
 PASSWORD = "BUTLER_MESH_AMQP_PASSWORD"
 """Environment variable with the password of a user whom an address names without one; with ``_FILE``
-after it, the file that holds it."""
+after it, the file that holds it. One of the two is set."""
+NO_PASSWORD = f"no password was given: {PASSWORD} or ..._FILE"
 CA, CERTIFICATE, KEY = (f"BUTLER_MESH_AMQP_{word}" for word in ("CA", "CERTIFICATE", "KEY"))
 """Environment variables with files for ``amqps:``: whom to trust, and who we are where the broker asks."""
 
@@ -250,7 +251,7 @@ class Keeper:
         if self._is_over:
             return
         self._failures += 1
-        refusal = _refusal(error)
+        refusal = _refusal(error, self._hosts[self._turn])
         reason = refusal[1] if refusal else _short(error)
         _log.warning("connect-failed %s: %s", self.where, reason)
         self._try_again(0.0 if self._failures % len(self._hosts) else self._pause_s())
@@ -307,7 +308,7 @@ class Keeper:
 
 
 def parameters(endpoint: str) -> ConnectionParameters:
-    """Return what pika connects by; raises UsageError for a file that cannot be read."""
+    """Return what pika connects by; raises UsageError for a file that cannot be read, or two passwords."""
     parts = urlsplit(endpoint)
     user = unquote(parts.username or "guest")
     password = unquote(parts.password) if parts.password is not None else _password(user)
@@ -329,13 +330,7 @@ def parameters(endpoint: str) -> ConnectionParameters:
 
 
 def _password(user: str) -> str:
-    file = os.environ.get(f"{PASSWORD}_FILE")
-    if file:
-        try:
-            return Path(file).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise UsageError(f"{PASSWORD}_FILE: {error}") from error
-    return os.environ.get(PASSWORD, "guest" if user == "guest" else "")
+    return secret(PASSWORD) or ("guest" if user == "guest" else "")
 
 
 def _ssl_context() -> ssl.SSLContext:
@@ -354,9 +349,9 @@ def _causes(error: BaseException) -> list[BaseException]:
     return [error, *(deep for one in inner if isinstance(one, BaseException) for deep in _causes(one))]
 
 
-def _refusal(error: BaseException) -> tuple[int, str] | None:
-    """Return what a broker said that wants no connection of ours; None where it said nothing, was never
-    reached, or has too many connections at present."""
+def _refusal(error: BaseException, host: ConnectionParameters) -> tuple[int, str] | None:
+    """Return what a broker said that wants no connection of ours, and what that may come from; None where it
+    said nothing, was never reached, or has too many connections at present."""
     for cause in _causes(error):
         if isinstance(cause, AuthenticationError):
             return status.UNAUTHORIZED, "the broker takes no passwords"
@@ -364,8 +359,13 @@ def _refusal(error: BaseException) -> tuple[int, str] | None:
         said = _SAID.search(str(cause))
         if said is not None and "limit" not in said[2]:
             if said[1] == "403":
-                return status.UNAUTHORIZED, f"the broker refuses the user or the password: {said[2]}"
-            return status.FORBIDDEN, f"the broker refuses the vhost: {said[2]}"
+                has_password = bool(getattr(host.credentials, "password", ""))
+                hint = "" if has_password else f" ({NO_PASSWORD})"
+                return status.UNAUTHORIZED, f"the broker refuses the user or the password: {said[2]}{hint}"
+            # Who leaves the vhost out writes the service in its place.
+            is_there = " not found" not in said[2]
+            hint = "" if is_there else f" (is it the service? then //{host.virtual_host})"
+            return status.FORBIDDEN, f"the broker refuses the vhost: {said[2]}{hint}"
     return None
 
 

@@ -103,6 +103,10 @@ def test_a_password_may_come_from_the_environment_or_a_file(
     assert parameters("amqp://me:own@host").credentials.password == "own"
     tmp_path.joinpath("secret").write_text("from the file\n")
     monkeypatch.setenv(f"{PASSWORD}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(UsageError, match="set one of the two"):
+        parameters("amqp://me@host")
+    assert parameters("amqp://me:own@host").credentials.password == "own"
+    monkeypatch.delenv(PASSWORD)
     assert parameters("amqp://me@host").credentials.password == "from the file"
     monkeypatch.setenv(f"{PASSWORD}_FILE", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="none"):
@@ -190,7 +194,34 @@ def test_a_refusal_is_told_as_one_and_holds_no_password(
     assert log.said == [code]
     assert link.refusal is not None
     assert link.refusal[0] == code
+    assert ("(is it the service? then //nowhere)" in link.refusal[1]) is (code == 403)
+    assert "no password was given" not in link.refusal[1]
     assert broker.password not in caplog.text + repr(link.__dict__) + repr(link._keeper.__dict__)
+
+
+def test_a_refusal_says_that_no_password_was_given(
+    broker: Broker, log: Log, start: Callable[[Link], Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.delenv(f"{PASSWORD}_FILE", raising=False)
+    link = start(log.link(broker.endpoint.replace(f":{broker.password}@", "@")))
+    wait_for(lambda: log.said == [401])
+    assert link.refusal is not None
+    assert link.refusal[1].endswith(f" (no password was given: {PASSWORD} or ..._FILE)")
+
+
+@pytest.mark.slow
+def test_a_vhost_that_is_there_is_not_taken_for_a_service(
+    broker: Broker, log: Log, start: Callable[[Link], Link]
+) -> None:
+    broker.control("add_vhost", "others")
+    try:
+        link = start(log.link(f"{broker.endpoint}/others"))
+        wait_for(lambda: log.said == [403])
+        assert link.refusal is not None
+        assert "is it the service" not in link.refusal[1]
+    finally:
+        broker.control("delete_vhost", "others")
 
 
 def test_a_broker_that_hangs_up_in_the_handshake_has_refused_nobody(
