@@ -186,9 +186,12 @@ class Demo:
         """Start a broker; return the environment that leads to it. Addresses are without the password."""
         self.rabbitmq = Cluster.create(Path(tempfile.mkdtemp(prefix="butler-mesh-demo-")))  # mode 0700
         (node,) = self.rabbitmq.nodes
+        console.print("starting RabbitMQ …")  # for some seconds there is nothing else to see
         self._start("rabbitmq", "cyan", node.command, node.environment, node.home, node.home / "out.log")
         self._wait(node.is_ready)
-        os.environ[PASSWORD] = self.rabbitmq.password  # ours: the client below wants it, too
+        # Ours, for the client below wants it, too; whatever else is named there is another broker's.
+        os.environ.pop(f"{PASSWORD}_FILE", None)
+        os.environ[PASSWORD] = self.rabbitmq.password
         return {"BUTLER_MESH_FRONTEND": node.endpoint, "BUTLER_MESH_BACKEND": node.endpoint}
 
     def _configure_mongrel2(self) -> Mongrel2:
@@ -289,7 +292,7 @@ def engine_named(text: str) -> str:
             check_programs()
             import_module("pika")
         except ImportError as error:
-            raise Failure("ENGINE=rabbitmq needs pika: pip install 'butler_mesh[rabbitmq]'", 2) from error
+            raise Failure("ENGINE=rabbitmq needs pika: pip install 'pika>=1.4,<2'", 2) from error
         except UsageError as error:
             advice = "'butler-mesh doctor' says what else is missing"
             raise Failure(f"ENGINE=rabbitmq: {error}; {advice}", 2) from error
@@ -343,6 +346,9 @@ def main() -> int:
     except Failure as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return failure.status
+    except UsageError as error:  # of an address, or of what the environment says
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
     finally:
         demo.stop()
         for watcher in watchers:

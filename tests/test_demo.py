@@ -364,7 +364,9 @@ def test_without_mongrel2_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("front", ["wsgi", "mongrel2"])
 def test_over_rabbitmq_there_is_no_router_and_a_signal_stops_everything(front: str, tmp_path: Path) -> None:
-    with starting(tmp_path, front, "rabbitmq", TMPDIR=str(tmp_path)) as program:
+    others = {"BUTLER_MESH_AMQP_PASSWORD_FILE": "/nowhere/password"}
+    with starting(tmp_path, front, "rabbitmq", TMPDIR=str(tmp_path), **others) as program:
+        program.says("starting RabbitMQ …")
         demo = Demo(program)
         children = demo.children()
         commands = " ".join(children.values())
@@ -408,6 +410,21 @@ def test_without_rabbitmq_one_line_tells_how_to_get_it(tmp_path: Path) -> None:
     assert line.startswith("demo: ENGINE=rabbitmq: rabbitmq-server is not installed: ")
     for advice in ("apt install rabbitmq-server", "butler-mesh doctor"):
         assert advice in line
+
+
+def test_what_the_environment_says_wrongly_is_one_clear_line() -> None:
+    source = """
+        import sys
+        sys.path.insert(0, "demos")
+        import run
+        def refuse(demo):
+            raise run.UsageError("set one of the two")
+        run.Demo.start = refuse
+        sys.exit(run.main())
+    """
+    with Program.of(source) as program:
+        assert program.ends() == 2
+        assert (program.stdout, program.stderr) == (b"", "demo: set one of the two\n")
 
 
 @pytest.mark.parametrize("engine", ["RabbitMQ", "nats"])
