@@ -14,11 +14,17 @@ from butler_mesh.compat.servicebus.node import Node
 from butler_mesh.compat.servicebus.old_peers import OldPeers
 from butler_mesh.compat.servicebus.runner import ServiceRunner
 from butler_mesh.compat.servicebus.sender import SharedSender
-from butler_mesh.errors import NotFound
+from butler_mesh.errors import NotFound, UsageError
 
 _log = logging.getLogger("butler_mesh.service")
 
 Hook = Callable[[], object]
+
+# By the method that an object has to have: what takes those with the other one.
+_OTHERS = {
+    "on_call": ("add_message_service", "on_message"),
+    "on_message": ("add_rpc_service", "on_call"),
+}
 
 
 class ServiceBus:
@@ -47,19 +53,23 @@ class ServiceBus:
         return None if self._node is None else self._node.old_peers
 
     def add_rpc_service(self, category: str, name: str, service: Any) -> None:
-        """Answer calls of ``category.name`` by the object's ``on_call``; at once where it serves."""
+        """Answer calls of ``category.name`` by the object's ``on_call``; at once where it serves.
+
+        Raises UsageError for an object without one.
+        """
         is_new = f"{category}.{name}" not in self.rpc_services
-        self.rpc_services[f"{category}.{name}"] = self._runner(service)
+        self.rpc_services[f"{category}.{name}"] = self._runner(service, "on_call")
         if self._node is not None and is_new:
             self._node.add_call(category, name)
 
     def add_message_service(self, category: str, name: str, service: Any) -> None:
         """Take messages to ``category.name`` by the object's ``on_message``; at once where it serves.
 
-        Each is worked on at least once: again where it failed, or its agent or broker was lost.
+        Each is worked on at least once: again where it failed, or its agent or broker was lost. Raises
+        UsageError for an object without ``on_message``.
         """
         is_new = f"{category}.{name}" not in self.message_services
-        self.message_services[f"{category}.{name}"] = runner = self._runner(service)
+        self.message_services[f"{category}.{name}"] = runner = self._runner(service, "on_message")
         if self._node is not None and is_new:
             self._node.add_message(category, name, runner.width)
 
@@ -136,5 +146,9 @@ class ServiceBus:
             except Exception:
                 _log.exception("on-exit-hook-failed")
 
-    def _runner(self, service: Any) -> ServiceRunner:
+    def _runner(self, service: Any, method: str) -> ServiceRunner:
+        if not callable(getattr(service, method, None)):
+            # Here, and not at each request: a message would be tried five times for nothing.
+            other, its = _OTHERS[method]
+            raise UsageError(f"{type(service).__name__} has no {method}: {other} is for objects with {its}")
         return ServiceRunner(service, self.sender, self.queue_len, self.group)

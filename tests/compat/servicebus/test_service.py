@@ -22,6 +22,7 @@ from butler_mesh.errors import (
     RemoteError,
     RequestFailed,
     Unavailable,
+    UsageError,
 )
 from tests.brokers import Broker
 from tests.compat.servicebus.conftest import Bench
@@ -43,6 +44,15 @@ def test_an_rpc_service_answers_and_a_message_service_does_not(bench: Bench) -> 
     sender.send("NODE-01.util.note", {"n": 1})
     sender.send("NODE-01.util.more", None)
     wait_for(lambda: (note.noted, more.noted) == ([{"n": 1}], [None]))
+
+
+def test_an_object_without_the_method_is_refused_and_the_other_way_is_named(bench: Bench) -> None:
+    bus = bench.bus()
+    with pytest.raises(UsageError, match="Add has no on_message: add_rpc_service is for"):
+        bus.add_message_service("math", "add", Add())
+    with pytest.raises(UsageError, match="add_message_service is for objects with on_message"):
+        bus.add_rpc_service("util", "nothing", object())
+    assert (bus.rpc_services, bus.message_services) == ({}, {})
 
 
 def test_an_error_in_on_call_answers_the_caller_at_once(
@@ -350,7 +360,7 @@ def test_messages_in_the_background_run_side_by_side_up_to_queue_len(bench: Benc
 def test_a_message_that_fails_is_tried_again_and_then_with_the_dead(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("butler_mesh.connections.amqp.instance.RETRY_S", (0.001,) * 6)
+    monkeypatch.setattr("butler_mesh.connections.amqp.retries.PAUSES_S", (0.001,) * 6)
     tries: list[str] = []
     ids: set[str] = set()
 
