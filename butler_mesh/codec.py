@@ -97,7 +97,9 @@ def _by_orjson() -> Codec:
     try:
         import orjson
     except ImportError as error:
-        raise UsageError(f"{VARIABLE}=orjson needs orjson: pip install butler_mesh[fast]") from error
+        raise UsageError(
+            f"{VARIABLE}=orjson needs orjson: pip install 'orjson>=3.10' (the extra 'fast')"
+        ) from error
     # As locals, which a function finds faster than what belongs to a module.
     write, read, built_in = orjson.dumps, orjson.loads, marshal.dumps
 

@@ -359,7 +359,7 @@ def test_a_codec_that_is_not_installed_is_refused_with_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "orjson", None)
-    with pytest.raises(UsageError, match=r"pip install butler_mesh\[fast\]"):
+    with pytest.raises(UsageError, match=r"pip install 'orjson>=3.10' \(the extra 'fast'\)"):
         codec.choose("orjson")
 
 

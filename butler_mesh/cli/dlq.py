@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from butler_mesh.cli.terminal import Refusal
-
 if TYPE_CHECKING:
     from butler_mesh.connections.amqp.dead import DeadLetters
 
@@ -23,7 +21,7 @@ def dlq() -> None:
     """Look at the requests that a durable service could not serve, serve them after all, or drop them.
 
     ADDRESS is that of the service, as in amqp://user@host//api.images (the password may be in the
-    environment: BUTLER_MESH_AMQP_PASSWORD).
+    environment: BUTLER_MESH_AMQP_PASSWORD, or in the file that BUTLER_MESH_AMQP_PASSWORD_FILE names).
     """
 
 
@@ -32,8 +30,8 @@ def dlq() -> None:
 def list_(addresses: tuple[str, ...]) -> None:
     """Print how many each service has."""
     for address in addresses:
-        with _open(address) as (service, dead):
-            click.echo(f"{dead.count():8} {service}")
+        with _open(address) as dead:
+            click.echo(f"{dead.count():8} {dead.service}")
 
 
 @dlq.command()
@@ -51,7 +49,7 @@ def show(address: str, limit: int) -> None:
 
     Of a body of bytes only its size is told. A sealed one is shown, too: a seal hides nothing.
     """
-    with _open(address) as (_, dead):
+    with _open(address) as dead:
         for one in dead.show(limit):
             line = f"{one.id} {one.reason} {one.text}"
             # They are others' words, and the terminal's commands are not among them.
@@ -65,7 +63,7 @@ def show(address: str, limit: int) -> None:
 )
 def redrive(address: str, limit: int | None) -> None:
     """Give them back to the service, which tries each as often as a new one."""
-    with _open(address) as (_, dead):
+    with _open(address) as dead:
         click.echo(f"{dead.redrive(limit or ALL)} given back")
 
 
@@ -74,22 +72,17 @@ def redrive(address: str, limit: int | None) -> None:
 @click.confirmation_option(prompt="Throw all of them away?")
 def purge(address: str) -> None:
     """Throw them away."""
-    with _open(address) as (_, dead):
+    with _open(address) as dead:
         click.echo(f"{dead.purge()} thrown away")
 
 
 @contextmanager
-def _open(address: str) -> Iterator[tuple[str, DeadLetters]]:
-    from butler_mesh.addresses import Address
+def _open(address: str) -> Iterator[DeadLetters]:
+    from butler_mesh.connections.registry import connect_dead_letters
     from butler_mesh.errors import RequestFailed
 
-    parsed = Address.parse(address)
-    if parsed.scheme not in ("amqp", "amqps") or not parsed.service:
-        raise Refusal("an amqp:// address with a service is needed, as in amqp://user@host//api.images")
-    from butler_mesh.connections.amqp.dead import DeadLetters
-
     try:
-        with DeadLetters(parsed.endpoints, parsed.service) as dead:
-            yield parsed.service, dead
+        with connect_dead_letters(address) as dead:
+            yield dead
     except RequestFailed as error:
         raise click.ClickException(str(error)) from error

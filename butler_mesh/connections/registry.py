@@ -17,6 +17,7 @@ from butler_mesh.errors import AddressError, UsageError
 from butler_mesh.sealing import Seal
 
 if TYPE_CHECKING:
+    from butler_mesh.connections.amqp.dead import DeadLetters
     from butler_mesh.connections.amqp.foreign import ForeignQueues
 
 _ENGINES = {
@@ -77,15 +78,34 @@ def connect_instance(
 def connect_queues(address: str, exchange: str, **options: Any) -> ForeignQueues:
     """Open the queues of a broker for messages in the words of another system, as ``ForeignQueues``.
 
-    Raises AddressError for what is no amqp:// address.
+    Raises AddressError for what is no amqp:// address, UsageError where pika is not installed.
     """
+    parsed = _broker(address)
+    from butler_mesh.connections.amqp.foreign import ForeignQueues
+
+    return ForeignQueues(parsed.endpoints, exchange, **options)
+
+
+def connect_dead_letters(address: str) -> DeadLetters:
+    """Open the dead of the durable service that an address names, as ``DeadLetters``.
+
+    Raises AddressError for what is no amqp:// address with a service, and as ``DeadLetters``.
+    """
+    parsed = _broker(address)
+    if not parsed.service:
+        raise AddressError("the address names no service; a good one is amqp://user@host//api.images")
+    from butler_mesh.connections.amqp.dead import DeadLetters
+
+    return DeadLetters(parsed.endpoints, parsed.service)
+
+
+def _broker(address: str) -> Address:
+    """Return an address that is a broker's, of which there is the driver here."""
     parsed = Address.parse(address)
     if parsed.scheme not in ("amqp", "amqps"):
         raise AddressError(f"{parsed.scheme}:// has no queues; an amqp:// address is needed")
     _engine(parsed)
-    from butler_mesh.connections.amqp.foreign import ForeignQueues
-
-    return ForeignQueues(parsed.endpoints, exchange, **options)
+    return parsed
 
 
 def _shuffled(endpoints: Sequence[str]) -> list[str]:
@@ -103,5 +123,5 @@ def _engine(address: Address) -> Any:
         if error.name != "pika":
             raise
         raise UsageError(
-            f"{address.scheme}:// needs pika: install the extra, as in butler_mesh[rabbitmq]"
+            f"{address.scheme}:// needs pika: pip install 'pika>=1.4,<2' (the extra 'rabbitmq')"
         ) from error

@@ -14,6 +14,7 @@ from butler_mesh.client import Client
 from butler_mesh.connections.amqp import dead as amqp_dead
 from butler_mesh.service import Service
 from tests.brokers import Broker, free_port
+from tests.programs import Program
 from tests.waiting import wait_for
 
 
@@ -89,4 +90,18 @@ def test_another_kind_of_address_is_exit_2(address: str) -> None:
 
 def test_a_service_without_any_is_one_line_and_exit_1(broker: Broker) -> None:
     result = dlq("ls", f"{broker.endpoint}//nobody")
-    assert (result.exit_code, result.output) == (1, "Error: there is no 'nobody:dead'\n")
+    assert (result.exit_code, result.output) == (1, "Error: there is no durable service 'nobody'\n")
+
+
+@pytest.mark.slow
+def test_without_pika_it_is_the_line_that_calls_get() -> None:
+    source = """
+        import sys
+        sys.modules["pika"] = None
+        from butler_mesh.cli.main import main
+        main(["dlq", "ls", "amqp://host//jobs"], prog_name="butler-mesh")
+    """
+    with Program.of(source) as program:
+        assert program.ends() == 2
+        how = "amqp:// needs pika: pip install 'pika>=1.4,<2' (the extra 'rabbitmq')"
+        assert program.stderr == f"butler-mesh: {how}\n"

@@ -159,7 +159,7 @@ def _load(path: str) -> Mapping[Any, Any]:
     try:
         import yaml
     except ImportError:
-        raise UsageError("--config needs PyYAML: pip install 'butler_mesh[majortomo]'") from None
+        raise UsageError("--config needs PyYAML: pip install 'pyyaml>=6' (the extra 'majortomo')") from None
     try:
         with open(path, "rb") as file:
             found = yaml.safe_load(file)

@@ -26,7 +26,9 @@ try:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import XMLParser
 except ModuleNotFoundError as error:
-    raise UsageError("wire='xml' needs defusedxml: install butler_mesh[servicebus]") from error
+    raise UsageError(
+        "wire='xml' needs defusedxml: pip install 'defusedxml>=0.7' (the extra 'servicebus')"
+    ) from error
 
 PING, PONG = b"PING", b"PONG"
 BAD_TOKEN = "Token not valid!"

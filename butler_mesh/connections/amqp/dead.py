@@ -54,6 +54,7 @@ class DeadLetters:
     is no such service, Unavailable or DeadlineExceeded where there is no broker, BadRequest for a refusal."""
 
     def __init__(self, endpoints: Sequence[str], service: str) -> None:
+        self.service = service
         self._queue = queues.dead_queue(service)
         self._home = queues.durable_queue(service)
         self._answer: AsyncResult[Any] = AsyncResult()
@@ -137,14 +138,14 @@ class DeadLetters:
 
     def _opened(self, channel: Any) -> None:
         channel.add_on_return_callback(
-            lambda *_: self._fail(NotFound(f"nobody keeps {self._home!r}", status=404))
+            lambda *_: self._fail(NotFound(f"there is no queue {self._home!r}", status=404))
         )
         channel.add_callback(lambda _: self._answer.set(None), [Basic.GetEmpty], one_shot=False)
         self._answer.set(channel)
 
     def _closed(self, reason: Any) -> None:
         if getattr(reason, "reply_code", 0) == 404:
-            self._fail(NotFound(f"there is no {self._queue!r}", status=404))
+            self._fail(NotFound(f"there is no durable service {self.service!r}", status=404))
         else:
             self._fail(Unavailable(f"the broker has closed the channel: {reason}", status=503))
 

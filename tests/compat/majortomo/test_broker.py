@@ -262,9 +262,10 @@ def test_without_PyYAML_the_line_says_how_to_get_it(tmp_path: Path, url: str) ->
     """It is needed for a configuration file only."""
     (tmp_path / "yaml.py").write_text("raise ImportError('not installed')")
     env = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
+    how = "pip install 'pyyaml>=6' (the extra 'majortomo')"
     with broker("-b", url, "-c", config(tmp_path, ""), env=env) as program:
         assert program.ends() == 2
-        assert program.stderr == f"{COMMAND}--config needs PyYAML: pip install 'butler_mesh[majortomo]'\n"
+        assert program.stderr == f"{COMMAND}--config needs PyYAML: {how}\n"
     with broker("-b", url, env=env) as program:
         program.says("listening on")
 

@@ -84,7 +84,7 @@ def test_they_can_be_thrown_away(moody: Moody, dead: Callable[[], DeadLetters]) 
 
 def test_where_there_is_none_that_is_told(broker: Broker, dead: Callable[[], DeadLetters]) -> None:
     with dead() as letters:
-        with pytest.raises(NotFound, match="svc:dead"):
+        with pytest.raises(NotFound, match="there is no durable service 'svc'"):
             letters.count()
     with pytest.raises(BadRequest, match="password"):
         DeadLetters([broker.endpoint.replace("mesh:", "mesh:not-")], "svc")
