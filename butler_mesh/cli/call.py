@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from butler_mesh.cli.terminal import Refusal
+from butler_mesh.cli.terminal import PASSPHRASE_HELP, Refusal, passphrase
 
 
-@click.command(short_help="Send one request and print the reply.")
+@click.command(short_help="Send one request and print the reply.", epilog=PASSPHRASE_HELP)
 @click.argument("address")
 @click.argument("path")
 @click.argument("arguments", metavar="[JSON]", default="{}")
@@ -50,7 +50,7 @@ def call(address: str, path: str, arguments: str, method: str, timeout: float) -
     from butler_mesh.client import Client
 
     try:
-        with Client(address, timeout=timeout) as client:
+        with Client(address, timeout=timeout, passphrase=passphrase()) as client:
             response = client.request(None, path, given, method=method)
     except UsageError as error:
         raise Refusal(str(error)) from error

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from butler_mesh.cli.terminal import Refusal
+from butler_mesh.cli.terminal import PASSPHRASE_HELP, Refusal, passphrase
 
 _address = click.argument("address")
 _wid = click.option("--wid", metavar="WID", help="Only the instance of this name.")
@@ -21,7 +21,7 @@ _timeout = click.option(
 )
 
 
-@click.command(short_help="Ask the instances of a service who they are.")
+@click.command(short_help="Ask the instances of a service who they are.", epilog=PASSPHRASE_HELP)
 @_address
 @_wid
 @_timeout
@@ -39,7 +39,7 @@ def ping(address: str, wid: str | None, timeout: float) -> None:
     _send(address, "ping", wid, timeout)
 
 
-@click.command(short_help="Ask the instances of a service what they have done.")
+@click.command(short_help="Ask the instances of a service what they have done.", epilog=PASSPHRASE_HELP)
 @_address
 @_wid
 @_timeout
@@ -51,7 +51,7 @@ def stats(address: str, wid: str | None, timeout: float) -> None:
     _send(address, "stats", wid, timeout)
 
 
-@click.command(short_help="End the instances of a service.")
+@click.command(short_help="End the instances of a service.", epilog=PASSPHRASE_HELP)
 @_address
 @_wid
 @_timeout
@@ -69,7 +69,7 @@ def _send(address: str, command: str, wid: str | None, timeout: float) -> None:
 
     is_well = True
     try:
-        with Client(address) as client:
+        with Client(address, passphrase=passphrase()) as client:
             for its, response in client.manage(None, command, wid=wid, timeout=timeout):
                 if response.is_success:
                     click.echo(json.dumps(response.body))

@@ -7,12 +7,12 @@ from importlib import import_module
 
 import click
 
-from butler_mesh.cli.terminal import Refusal
+from butler_mesh.cli.terminal import PASSPHRASE_HELP, Refusal, passphrase
 
 FACE = "butler_mesh.compat.arpc.msg_sender"
 
 
-@click.command(short_help="Send a document to arpc's workers and print each result.")
+@click.command(short_help="Send a document to arpc's workers and print each result.", epilog=PASSPHRASE_HELP)
 @click.argument("key")
 @click.argument("message", metavar="JSON")
 @click.option(
@@ -46,4 +46,4 @@ def send(key: str, message: str, address: str, timeout: float | None) -> None:
             raise
         raise Refusal("arpc's face is not installed here") from error
     options = [] if timeout is None else ["--timeout", str(timeout)]
-    sys.exit(face.main(["--address", address, *options, "--", key, message]))
+    sys.exit(face.main(["--address", address, *options, "--", key, message], passphrase()))

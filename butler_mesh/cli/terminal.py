@@ -10,6 +10,11 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PASSPHRASE = "BUTLER_MESH_PASSPHRASE"
+PASSPHRASE_HELP = (
+    f"The passphrase of a service that has one is taken from the environment: {PASSPHRASE}, or the file that "
+    f"{PASSPHRASE}_FILE names."
+)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -26,6 +31,20 @@ class Refusal(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the line."""
         click.echo(f"{self._command}: {' '.join(self.message.split())}", file=file, err=file is None)
+
+
+def passphrase() -> str | None:
+    """Return the passphrase of the service that is meant; None where the environment has none.
+
+    There is no option for it: what a command was given, everybody sees who lists processes.
+    """
+    from butler_mesh.environment import secret
+    from butler_mesh.errors import UsageError
+
+    try:
+        return secret(PASSPHRASE)
+    except UsageError as error:
+        raise Refusal(str(error)) from error
 
 
 def log_level_option(command: F) -> F:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -176,6 +177,22 @@ def test_an_address_whose_engine_is_not_there_is_exit_2(monkeypatch: pytest.Monk
     result = call("amqp://localhost/vhost/svc", "/echo")
     assert result.exit_code == 2
     assert "amqp" in result.stderr
+
+
+def test_a_passphrase_comes_from_the_environment_or_a_file(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mesh.service(len, name="sealed", passphrase="secret")
+    address = f"{mesh.endpoint}/sealed"
+    assert call(address, "/len", '{"obj": []}').stderr.startswith("401 ")
+    (tmp_path / "secret").write_text("secret\n")
+    monkeypatch.setenv("BUTLER_MESH_PASSPHRASE_FILE", str(tmp_path / "secret"))
+    assert call(address, "/", "--method", "options").exit_code == 0
+    monkeypatch.setenv("BUTLER_MESH_PASSPHRASE", "secret")
+    both = call(address, "/", "--method", "options")
+    assert (both.exit_code, both.stderr.count("set one of the two")) == (2, 1)
+    monkeypatch.delenv("BUTLER_MESH_PASSPHRASE_FILE")
+    assert call(address, "/", "--method", "options").exit_code == 0
 
 
 @pytest.mark.slow

@@ -34,6 +34,12 @@ def test_the_help_of_each_command_has_examples(command: str) -> None:
     assert f"  butler-mesh {command}" in result.output.partition("Examples:")[2]
 
 
+@pytest.mark.parametrize("command", ["call", "ping", "stats", "kill", "send"])
+def test_the_help_says_where_a_passphrase_comes_from(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert "BUTLER_MESH_PASSPHRASE_FILE" in result.output
+
+
 def test_an_unknown_command_is_refused() -> None:
     result = CliRunner().invoke(main, ["bogus"])
     assert result.exit_code == 2

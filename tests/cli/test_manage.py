@@ -63,6 +63,15 @@ def test_a_failure_is_told_with_whose_it_is(mesh: Mesh) -> None:
     assert result.stderr.startswith("401 ")
 
 
+def test_a_passphrase_comes_from_the_environment(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = mesh.service(passphrase="secret")
+    monkeypatch.setenv("BUTLER_MESH_PASSPHRASE", "secret")
+    assert json.loads(command(mesh, "ping").stdout)["wid"] == service.wid
+    assert json.loads(command(mesh, "stats").stdout)["wid"] == service.wid
+    assert command(mesh, "kill", "--yes").exit_code == 0
+    wait_for(lambda: command(mesh, "ping").exit_code == 1)
+
+
 @pytest.mark.parametrize("scheme", ["tcp", pytest.param("amqp", marks=pytest.mark.slow)])
 def test_where_nobody_was_heard_it_is_exit_1(scheme: str, request: pytest.FixtureRequest) -> None:
     """Also where all that were asked have refused: nothing on stdout is no success."""

@@ -45,6 +45,16 @@ def test_failures_have_their_exit_status(address: str, caplog: pytest.LogCapture
     caplog.clear()
 
 
+def test_a_passphrase_comes_from_the_environment(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mesh.service(name="sealed", passphrase="secret")
+    assert send("mgt.sealed", '{"c": "ping"}', "--address", mesh.endpoint).exit_code == 1
+    monkeypatch.setenv("BUTLER_MESH_PASSPHRASE", "secret")
+    assert send("mgt.sealed", '{"c": "ping"}', "--address", mesh.endpoint).exit_code == 0
+    caplog.clear()
+
+
 def test_without_the_face_it_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "butler_mesh.compat.arpc.msg_sender", None)
     result = send("example", "{}")

@@ -16,9 +16,9 @@ from butler_mesh.errors import RequestFailed, UsageError
 _log = logging.getLogger("msg_sender")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, passphrase: str | None = None) -> int:
     """Send a document and log each result; 0 when there was one, 1 where somebody failed, 2 for what cannot
-    be."""
+    be. ``passphrase`` is the workers', where they have one."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, format="%(name)s %(asctime)s %(levelname)s %(message)s")
     _log.setLevel(logging.INFO)
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     is_well = True
     try:
-        with AMQPOperations(address=options.address) as amqp:
+        with AMQPOperations(address=options.address, passphrase=passphrase) as amqp:
             caller = ServiceCaller(amqp, options.key, want_replies=True)
             is_command = options.key.startswith(MGT)
             lazy = None if is_command else caller.send_lazy_request(document, options.timeout)

@@ -26,7 +26,8 @@ class AMQPOperations:
     stored until a worker has served them. Else they are sent at most once, as calls always are.
     ``address`` (any of the mesh's) goes before host, user, password and vhost. Where one of these is given,
     the others are arpc's: localhost, guest, guest and ``/``. Where none is, the environment's
-    ``BUTLER_MESH_AMQP`` counts.
+    ``BUTLER_MESH_AMQP`` counts. ``passphrase`` seals what callers send, and workers made with it take
+    nothing else.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class AMQPOperations:
         useack: bool = False,
         persistent: bool = False,
         address: str = "",
+        passphrase: str | bytes | None = None,
     ) -> None:
         if host or userid or password or virtual_host:
             user = f"{quote(userid or 'guest', safe='')}:{quote(password or 'guest', safe='')}"
@@ -47,7 +49,8 @@ class AMQPOperations:
         self.address = address or os.environ.get(ADDRESS) or "amqp://guest@localhost"
         self.useack = useack
         self.persistent = persistent
-        self.client = Client(self.address)
+        self.passphrase = passphrase
+        self.client = Client(self.address, passphrase=passphrase)
 
     @property
     def is_durable(self) -> bool:

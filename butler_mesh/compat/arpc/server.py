@@ -27,7 +27,12 @@ class Server:
         allow_eval: bool = False,
     ) -> None:
         self.service = Service(
-            amqp.address, routing_key, credit=1, durable=amqp.is_durable, allow_eval=allow_eval
+            amqp.address,
+            routing_key,
+            credit=1,
+            durable=amqp.is_durable,
+            allow_eval=allow_eval,
+            passphrase=amqp.passphrase,
         )
         for name, _ in inspect.getmembers_static(obj, inspect.isroutine):
             if name.startswith(EXPOSED):

@@ -101,7 +101,9 @@ class DeadLetters:
             tag, properties, body = message
             target = messages.request_target(properties, self._home)
             reason = (properties.headers or {}).get("x-first-death-reason") or properties.type
-            seen.append(Dead(properties.correlation_id or "", target, str(reason), body, _flags(properties)))
+            seen.append(
+                Dead(properties.correlation_id or "", target, str(reason or ""), body, _flags(properties))
+            )
         if tag:
             self._channel.basic_nack(tag, multiple=True, requeue=True)
         return seen

@@ -70,7 +70,8 @@ def start(operations: Operations, stack: ExitStack) -> Start:
     def start(
         obj: object, codec: Any = None, *, prepare: Callable[[mq.Server], object] = id, **options: Any
     ) -> mq.Server:
-        amqp = operations(**{name: options.pop(name) for name in ("useack", "persistent") if name in options})
+        own = ("useack", "persistent", "passphrase")
+        amqp = operations(**{name: options.pop(name) for name in own if name in options})
         server = mq.make_server(amqp, KEY, obj, codec, **options)
         server.service.grace = 0.1
         prepare(server)

@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from butler_mesh.compat.arpc import mq
-from butler_mesh.errors import NotFound
+from butler_mesh.errors import NotFound, RequestFailed
 from tests.compat.arpc.conftest import KEY, ExampleService, Operations, Start
 from tests.waiting import wait_for
 
@@ -58,6 +58,15 @@ def test_documents_need_not_be_JSON(operations: Operations, start: Start) -> Non
     assert caller.send_request({"c": "add", "x": {1}.pop(), "y": 2 + 3j}) == {"res": 3 + 3j}
     assert caller.send_lazy_request({"c": "note", "set": {1, 2}}).get() is None
     assert service.seen == [{"c": "note", "set": {1, 2}}]
+
+
+def test_workers_with_a_passphrase_take_what_is_sealed_by_it(operations: Operations, start: Start) -> None:
+    start(ExampleService(), passphrase="secret")
+    document = {"c": "add", "x": 4, "y": 8}
+    sealed = mq.ServiceCaller(operations(passphrase="secret"), KEY, want_replies=True)
+    assert sealed.send_request(document) == {"res": 12}
+    with pytest.raises(RequestFailed, match="seal"):
+        mq.ServiceCaller(operations(), KEY, want_replies=True).send_request(document)
 
 
 def test_workers_with_one_key_share_the_work_each_one_at_a_time(operations: Operations, start: Start) -> None:
