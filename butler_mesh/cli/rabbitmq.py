@@ -56,7 +56,7 @@ def start(directory: Path, nodes: int | None, port: int | None) -> None:
     Examples:
       butler-mesh rabbitmq start
       butler-mesh rabbitmq start --nodes 3 --directory /tmp/three
-      export BUTLER_MESH_AMQP_PASSWORD_FILE=run/rabbitmq/password
+      export BUTLER_MESH_AMQP_PASSWORD_FILE=$PWD/run/rabbitmq/password
       butler-mesh call "$(butler-mesh rabbitmq start)//api.images" /resize '{"name": "a.jpg"}'
     """
     from butler_mesh.errors import MeshError, UsageError
