@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from butler_mesh.cli.terminal import Refusal
+
 if TYPE_CHECKING:
     from butler_mesh.connections.amqp.dead import DeadLetters
 
@@ -79,10 +81,12 @@ def purge(address: str) -> None:
 @contextmanager
 def _open(address: str) -> Iterator[DeadLetters]:
     from butler_mesh.connections.registry import connect_dead_letters
-    from butler_mesh.errors import RequestFailed
+    from butler_mesh.errors import RequestFailed, UsageError
 
     try:
         with connect_dead_letters(address) as dead:
             yield dead
+    except UsageError as error:
+        raise Refusal(str(error)) from error
     except RequestFailed as error:
         raise click.ClickException(str(error)) from error

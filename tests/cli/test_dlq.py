@@ -104,4 +104,4 @@ def test_without_pika_it_is_the_line_that_calls_get() -> None:
     with Program.of(source) as program:
         assert program.ends() == 2
         how = "amqp:// needs pika: pip install 'pika>=1.4,<2' (the extra 'rabbitmq')"
-        assert program.stderr == f"butler-mesh: {how}\n"
+        assert program.stderr == f"butler-mesh dlq ls: {how}\n"

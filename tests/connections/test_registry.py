@@ -12,7 +12,12 @@ import pytest
 from butler_mesh.addresses import Address
 from butler_mesh.connections.base import ClientConnection, InstanceConnection
 from butler_mesh.connections.node import RouterNode
-from butler_mesh.connections.registry import connect_client, connect_instance, connect_queues
+from butler_mesh.connections.registry import (
+    connect_client,
+    connect_dead_letters,
+    connect_instance,
+    connect_queues,
+)
 from butler_mesh.errors import AddressError
 from tests.connections.contract import PATIENCE_S, Call, echo
 
@@ -83,6 +88,31 @@ print(sorted(engines & set(sys.modules)))
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["[]", "['butler_mesh.connections.memory']"]
+
+
+@pytest.mark.slow
+def test_without_pika_brokers_are_refused_with_how_to_get_it_and_the_rest_works() -> None:
+    program = """
+import sys
+sys.modules["pika"] = None
+from butler_mesh import Client, LoggingService, connect_queues
+from butler_mesh.compat.servicebus.logging_service import LoggingService as theirs
+from butler_mesh.errors import UsageError
+for use in (lambda: connect_queues("amqp://host", "exchange"), lambda: Client("amqp://host").request("svc")):
+    try:
+        use()
+    except UsageError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "amqp:// needs pika: pip install 'pika>=1.4,<2' (the extra 'rabbitmq')\n" * 2
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:5555", "memory://name", "nonsense", "amqp://host"])
+def test_the_dead_have_a_broker_and_a_service(address: str) -> None:
+    with pytest.raises(AddressError):
+        connect_dead_letters(address)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:5555", "memory://name", "nonsense"])

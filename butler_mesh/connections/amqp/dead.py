@@ -26,7 +26,8 @@ TIMEOUT_S = 10.0
 @dataclass(frozen=True, slots=True)
 class Dead:
     """One request, why it is here (``rejected``: its handler answered 4xx; ``delivery_limit``: it failed
-    too often), its envelope and flags as they were stored."""
+    too often; ``unreadable``: it is no request; '' where a stranger says nothing), its envelope and flags as
+    they were stored."""
 
     id: str
     target: str
