@@ -39,6 +39,8 @@ def test_the_dead_are_listed_shown_given_back_and_thrown_away(address: str) -> N
     assert shown.exit_code == 0
     assert " rejected " in shown.output
     assert '"n":7' in shown.output
+    # What was put back is counted a moment later.
+    wait_for(lambda: "1 jobs" in dlq("ls", address).output)
     assert dlq("redrive", address).output == "1 given back\n"
     wait_for(lambda: "1 jobs" in dlq("ls", address).output)
     assert dlq("purge", address, "--yes").output == "1 thrown away\n"
