@@ -101,7 +101,7 @@ class DeadLetters:
                 break
             tag, properties, body = message
             target = messages.request_target(properties, self._home)
-            reason = (properties.headers or {}).get("x-first-death-reason") or properties.type
+            reason = (properties.headers or {}).get("x-first-death-reason") or properties.type or ""
             seen.append(
                 Dead(properties.correlation_id or "", target, str(reason or ""), body, _flags(properties))
             )

@@ -282,7 +282,7 @@ def test_descriptors_stay_as_they_are_over_fifty_reconnections(
         log.said.clear()
         link._keeper._services.sever() if n % 2 else cut(link)
         wait_for(lambda: log.said == ["down", "up"])
-    assert len(descriptors()) == before
+    assert len(descriptors()) <= before
 
 
 def test_a_link_may_be_closed_or_abandoned_at_any_moment(broker: Broker, log: Log) -> None:
