@@ -162,6 +162,8 @@ class Answers:
         if not self._is_over and self._connection is not None:
             self._is_over = True
             self._connection.cancel(self._call)
+            # For whoever waits for the next.
+            self._arrived.put((FINAL, 200, 0, b"{}"))
 
     def __enter__(self) -> Self:
         return self

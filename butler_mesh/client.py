@@ -194,7 +194,8 @@ class Client:
         if durable:
             # A copy, for the same request sent another time is another one.
             request = copy(request)
-            request.headers = {IDEMPOTENCY_KEY: secrets.token_hex(16), **request.headers}
+            if not any(name.lower() == IDEMPOTENCY_KEY.lower() for name in request.headers):
+                request.headers = {**request.headers, IDEMPOTENCY_KEY: secrets.token_hex(16)}
         target, envelope, flags = self._prepare(service, request)
         deadline = monotonic() + _finite(timeout)
         if durable:

@@ -470,3 +470,12 @@ def test_what_comes_while_too_much_is_unread_is_no_answer() -> None:
         answers.on_reply(PARTIAL, 200, flags, envelope)
     answers.on_reply(*final())
     assert len(list(answers)) == MAX_UNREAD_BYTES // len(envelope)
+
+
+def test_whoever_waits_for_an_answer_hears_of_the_close() -> None:
+    answers = Answers("/ping")
+    answers.bind(FakeConnection(), None)  # type: ignore[arg-type]
+    waiting = gevent.spawn(list, answers)
+    gevent.sleep(0)
+    answers.close()
+    assert waiting.get(timeout=5.0) == []

@@ -365,7 +365,8 @@ class Books(ServiceMessageHandler):
     keys: list[str]
 
     def request(self) -> Any:
-        self.keys.append(self.message.headers["Idempotency-Key"])
+        (key,) = (value for name, value in self.message.headers.items() if name.lower() == "idempotency-key")
+        self.keys.append(key)
         if len(self.keys) == 1:
             self.set_status(503)
         return self.render()
@@ -383,7 +384,7 @@ def test_a_stored_request_bears_a_key_that_is_the_same_each_time_it_comes(broker
         wait_for(lambda: is_stored(caller, address, request))
         wait_for(lambda: len(Books.keys) == 2)
         caller.send_service_request_nowait(address, request, durable=True)
-        own = caller.create_service_request("/book", headers={"Idempotency-Key": "mine"})
+        own = caller.create_service_request("/book", headers={"idempotency-key": "mine"})
         caller.send_service_request_nowait(address, own, durable=True)
         wait_for(lambda: len(Books.keys) == 4)
     finally:

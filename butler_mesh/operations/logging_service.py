@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import re
 import secrets
-import select
 import signal
 import socket
 import time
@@ -29,11 +28,16 @@ from multiprocessing.context import ForkProcess
 from textwrap import indent
 from typing import Any
 
+from gevent.monkey import get_original
+
 from butler_mesh import codec
 from butler_mesh.clock import monotonic
 from butler_mesh.errors import AddressInUse, RequestFailed, UsageError
 from butler_mesh.sealing import BrokenSeal, Nonces
 from butler_mesh.signing import is_signed, sign
+
+# The system's own, also where gevent has replaced it: a fork's hub would run all that its parent's had to.
+_select = get_original("select", "select")
 
 SECRET = "BUTLER_MESH_LOG_SECRET"
 """Environment variable with what sender and server share; ``start_logging_server`` sets it for children."""
@@ -168,7 +172,7 @@ class LoggingService:
         at the longest."""
         self._listener.setblocking(False)
         while not self._is_over and is_wanted():
-            if select.select([self._listener], [], [], LOOK_S)[0]:
+            if _select([self._listener], [], [], LOOK_S)[0]:
                 self._drain()
         until = monotonic() + LAST_S
         while not self._drain() and monotonic() < until:

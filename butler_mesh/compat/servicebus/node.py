@@ -87,6 +87,8 @@ class Node(CoreService):
             service.start()
         # First, so that to a node that answers a ping messages can be sent.
         gevent.joinall(self._await_messages(MESSAGES_FIRST_S))
+        if self._is_closing:
+            return self
         super().start()
         if self.old_peers is not None:
             self.old_peers.start()

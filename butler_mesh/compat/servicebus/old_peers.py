@@ -13,7 +13,8 @@ from butler_mesh import connect_queues
 from butler_mesh.compat.servicebus.configuration import Configuration
 from butler_mesh.compat.servicebus.event import Event
 from butler_mesh.compat.servicebus.routes import MeshRoute
-from butler_mesh.errors import NotFound, RequestFailed, Unavailable
+from butler_mesh.errors import NotFound, RequestFailed
+from butler_mesh.status import BAD_REQUEST, TOO_LARGE
 
 CREDIT = 0xFFFF
 """All that come are taken at once: calls are run or refused, messages are put where the mesh's wait."""
@@ -128,8 +129,10 @@ class OldPeers:
             try:
                 route.send(self._bus.configuration.node_name, event)
                 return
-            except (NotFound, Unavailable) as error:
-                # NotFound: the service is ours, and about to register.
+            except RequestFailed as error:
+                # It is the way that is wrong; where the service is not found, it is ours, and to be.
+                if error.status in (BAD_REQUEST, TOO_LARGE):
+                    raise
                 _log.warning("message-waits %s.%s: %s", event.category, event.service, error.message)
                 gevent.sleep(pause_s)
                 pause_s = min(MAX_STORE_AGAIN_S, 2.0 * pause_s)

@@ -108,7 +108,9 @@ class Call:
         remaining_ms = 0x7FFFFFFF
         if self.deadline != NEVER:
             # 0 would mean: only for whoever takes it this instant.
-            remaining_ms = max(1, min(remaining_ms, ceil((self.deadline - now) * 1000)))
+            # What is stored waits for as long as it takes: its time is its handler's.
+            left_s = self.patience_s if self.flags & DURABLE else self.deadline - now
+            remaining_ms = max(1, min(remaining_ms, ceil(left_s * 1000)))
         # A command always says whom it is for: its key may be cut off.
         queue = "" if self.scope else self.queue
         return messages.request_properties(

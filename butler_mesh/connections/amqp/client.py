@@ -40,8 +40,7 @@ is what it takes when most of a cluster is gone."""
 LOOK_AGAIN_S = 0.05
 """How often a service that may be about to register is looked for."""
 REGISTER_GRACE_S = 0.0
-"""How long after the first connection an unknown service is waited for. A router begins with nothing and
-gives its services some seconds; a broker remembers, and what it does not know is not there."""
+"""After the first connection. A router begins with nothing; what a broker does not know is not there."""
 RETURN_GRACE_S = 5.0
 """How long after any other connection: where a broker crashed, services have yet to return as well."""
 MAX_IDS = 1000  # of calls that are given up, in one message; instances read 64 KiB of it
@@ -127,7 +126,7 @@ class AmqpClient(ClientConnection):
         call = Call(f"{self._name}.{self._last_id}", target, envelope, flags, deadline, on_reply)
         call.window = window
         call.scope = scope
-        if flags & STREAM and deadline != NEVER:
+        if flags & (STREAM | DURABLE) and deadline != NEVER:
             call.patience_s = deadline - now
         self._route(call, now)
         wrong = self._wrong(call, now)
@@ -169,7 +168,9 @@ class AmqpClient(ClientConnection):
                 self._changed.clear()
                 self._changed.wait(max(0.0, until - monotonic()))
             for call in list(self._calls.values()):
-                self._answer(call, status.CANCELLED, "the client was closed")
+                # What was sent may be stored all the same.
+                code = status.INSTANCE_LOST if call.flags & DURABLE and call.was_sent else status.CANCELLED
+                self._answer(call, code, "the client was closed")
             self._send_cancels()
             self._link.close(CLOSE_S)
             self._end()
@@ -340,7 +341,7 @@ class AmqpClient(ClientConnection):
             else:
                 self._wait(call, now)
         elif self._grace_ends_at is not None and now < self._grace_ends_at:
-            call.has_waited = True
+            call.has_waited, call.was_sent = True, False
             self._unknown.append(call)
             self._look_again()
         else:
@@ -476,7 +477,7 @@ class AmqpClient(ClientConnection):
 
     def _renew(self, call: Call, now: float) -> None:
         """A stream's deadline runs between parts."""
-        if call.patience_s and call.was_sent:
+        if call.flags & STREAM and call.patience_s and call.was_sent:
             call.deadline = now + call.patience_s
             self._set_alarm(call, call.deadline)
 

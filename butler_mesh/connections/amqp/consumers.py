@@ -42,6 +42,7 @@ class Consumers:
         self._channel: Any = None
         # Consumer tag -> queue.
         self._queues: dict[str, str] = {}
+        self._cancelling: set[str] = set()
         self._unconfirmed: set[str] = set()
         # That of stored requests, while it is given one at a time.
         self._careful = ""
@@ -59,7 +60,7 @@ class Consumers:
 
     def close(self) -> None:
         """Read no more; what has been handed out is still to be answered."""
-        for tag in self._queues:
+        for tag in self._queues.keys() - self._cancelling:
             self._channel.basic_cancel(tag)
         self._channel = None
 
@@ -67,6 +68,7 @@ class Consumers:
         """Forget the channel, which is gone."""
         self._channel = None
         self._queues.clear()
+        self._cancelling.clear()
         self._unconfirmed.clear()
         self._careful = ""
         self.is_reading.clear()
@@ -80,7 +82,8 @@ class Consumers:
         if tag == self._careful and self._channel is not None:
             self._careful = ""
             self._channel.basic_cancel(tag)
-            del self._queues[tag]
+            # It may still be given one: the word waits for what was asked of the channel before.
+            self._cancelling.add(tag)
             self._consume(self.durable_queue)
 
     def _read(self, queue: str) -> None:

@@ -51,6 +51,7 @@ class AmqpDelivery(Delivery):
         "id",
         "is_command",
         "is_over",
+        "key",
         "number",
         "patience_s",
         "queue",
@@ -59,6 +60,7 @@ class AmqpDelivery(Delivery):
         "slot",
         "tag",
         "target",
+        "tries",
         "window",
         "window_opened",
         "worker",
@@ -79,6 +81,10 @@ class AmqpDelivery(Delivery):
             raise ValueError(f"no request, but {properties.type!r:.80}")
         self._instance = instance
         self.id = properties.correlation_id or ""
+        # Whoever knows nothing of us may give none, or one that others have as well.
+        self.key = self.id or f"{session}.{tag}"
+        # How often it has been begun before, as far as we were told.
+        self.tries = messages.number(properties, "tries", 0)
         self.reply_to = properties.reply_to or ""
         self.queue = queue
         self.target = messages.request_target(properties, queue)

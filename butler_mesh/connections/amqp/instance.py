@@ -266,7 +266,6 @@ class AmqpInstance(InstanceConnection):
         queue = self._consumers.queue_of(method.consumer_tag)
         try:
             job = AmqpDelivery(self, properties, queue, body, method.delivery_tag, self._session, monotonic())
-            tries = messages.number(properties, "tries", 0)
         except Exception as error:
             _log.warning("request-unreadable: %s", error)
             if queue and queue == self.durable_queue:
@@ -274,14 +273,14 @@ class AmqpInstance(InstanceConnection):
                 channel.basic_publish("", queues.dead_queue(self._service), body, kept)
             channel.basic_ack(method.delivery_tag)
             return
-        if not self._is_taking:
+        if not self._is_taking and (job.flags & DURABLE or not method.redelivered):
             self._give_back(job)
         elif len(body) > MAX_BODY_BYTES:
             self._fail(job, status.TOO_LARGE, f"the body is over {MAX_BODY_BYTES} bytes")
         elif self._cancelled.take(job.id):
             channel.basic_ack(job.tag)
         elif method.redelivered or job.deliveries:
-            self._take_again(job, tries)
+            self._take_again(job, method.consumer_tag)
         else:
             self._take(job)
             self._consumers.hurry(method.consumer_tag)
@@ -299,37 +298,40 @@ class AmqpInstance(InstanceConnection):
         if self._running >= self._credit + MAX_OVERDRAFT:
             self._fail(job, status.UNAVAILABLE, "too many commands at once")
             return
-        self._last_number += 1
-        job.number = self._last_number
-        self._jobs[job.id] = job
-        if job.deadline != NEVER:
-            job.slot = self._alarm.add(job, job.deadline)
+        self._note(job)
         self._begin(job)
 
-    def _take(self, job: AmqpDelivery) -> None:
+    def _note(self, job: AmqpDelivery) -> None:
         self._last_number += 1
         job.number = self._last_number
-        self._jobs[job.id] = job
+        if job.key in self._jobs:
+            job.key = f"{job.session}.{job.tag}"
+        self._jobs[job.key] = job
         if job.deadline != NEVER:
             job.slot = self._alarm.add(job, job.deadline)
+
+    def _take(self, job: AmqpDelivery) -> None:
+        self._note(job)
         if self._running < self._credit:
             self._begin(job)
         else:
             self._held.append(job)
 
-    def _take_again(self, job: AmqpDelivery, tries: int) -> None:
+    def _take_again(self, job: AmqpDelivery, consumer: str) -> None:
         """Somebody had it, and lost its connection: perhaps we."""
-        ours = self._jobs.get(job.id)
-        if ours is not None and ours.reply_to == job.reply_to and not ours.flags & STREAM:
-            # It runs here still, and its answer may be sent after all.
-            if ours.session == self._session:
-                self._channel.basic_ack(job.tag)
-            else:
-                ours.tag, ours.session = job.tag, job.session
+        ours = self._jobs.get(job.key)
+        is_ours = ours is not None and ours.reply_to == job.reply_to and not ours.flags & STREAM
+        if ours is not None and is_ours and ours.session != self._session and ours.envelope == job.envelope:
+            # It runs here still, and its answer may be sent after all. It has killed nobody here.
+            ours.tag, ours.session = job.tag, job.session
+            self._consumers.hurry(consumer)
         elif job.flags & DURABLE:
             self._take(job)
-        elif job.flags & IDEMPOTENT and tries + 1 < MOST_RUNS:
-            self._give_back(job, tries + 1)
+        elif is_ours:
+            self._channel.basic_ack(job.tag)
+        elif job.flags & IDEMPOTENT and job.tries + 1 < MOST_RUNS:
+            job.tries += 1
+            self._give_back(job)
         else:
             self._fail(job, status.INSTANCE_LOST, "the instance that had the request was lost")
 
@@ -343,12 +345,13 @@ class AmqpInstance(InstanceConnection):
         if not job.is_over:
             job.worker = self._workers.start(job)
 
-    def _give_back(self, job: AmqpDelivery, tries: int = 0) -> None:
+    def _give_back(self, job: AmqpDelivery) -> None:
         """Put a request back into its queue as one that was never begun, and is nobody's.
 
         A nack would do that as well, but mark it as one that may have been begun.
         """
-        self._jobs.pop(job.id, None)
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
         if job.slot is not None:
             job.slot.discard(job)
         if job.flags & DURABLE:
@@ -361,8 +364,10 @@ class AmqpInstance(InstanceConnection):
             job.id, job.target, job.queue, job.flags, left_ms, int(time.time() * 1000), job.window
         )
         properties.reply_to = job.reply_to or None
-        if tries:
-            properties.headers["tries"] = tries
+        # By whose clock it was sent now.
+        properties.headers["clock"] = self.wid
+        if job.tries:
+            properties.headers["tries"] = job.tries
         self._channel.basic_publish("", job.queue, job.envelope, properties)
         self._channel.basic_ack(job.tag)
 
@@ -372,8 +377,8 @@ class AmqpInstance(InstanceConnection):
         if job.slot is not None:
             job.slot.discard(job)
             job.slot = None
-        if self._jobs.get(job.id) is job:
-            del self._jobs[job.id]
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
         if not job.has_begun:
             with suppress(ValueError):
                 self._held.remove(job)

@@ -6,7 +6,7 @@
               correlation_id  CLIENT.NUMBER     expiration  remaining milliseconds
               reply_to  amq.rabbitmq.reply-to, not for a one-way request
               headers  flags, sent (wall clock, ms), target (only where it is not the queue's name),
-                       window (streams), tries (that it was begun before)
+                       window (streams), tries (that it was begun before), clock (whose, if given back)
     durable   to the queue SERVICE:durable                        mandatory, persistent
               headers  flags, target, patience (ms, for the handler), and neither expiration nor reply_to
     command   to the instances' own queues, as cancel             mandatory, transient
@@ -134,8 +134,8 @@ def remaining_s(properties: BasicProperties, clocks: Clocks, wall_ms: int, now: 
         patience_ms = number(properties, "patience", 0)
         return min(MAX_MS, patience_ms) / 1000.0 if patience_ms > 0 else None
     total = min(MAX_MS, int(properties.expiration))
-    client = (properties.correlation_id or "").partition(".")[0]
-    waited = clocks.waited_ms(client, number(properties, "sent", wall_ms), wall_ms, now)
+    client = (properties.headers or {}).get("clock") or (properties.correlation_id or "").partition(".")[0]
+    waited = clocks.waited_ms(str(client), number(properties, "sent", wall_ms), wall_ms, now)
     # The broker hands out nothing that has expired: what seems to have was sent before a clock was set.
     return (total - waited if waited < total else total) / 1000.0
 

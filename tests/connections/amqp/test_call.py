@@ -81,3 +81,12 @@ def test_a_command_says_whom_it_is_for() -> None:
     call.scope = ALL
     call.route()
     assert call.properties(0.0).headers["target"] == b"mgt.svc"
+
+
+def test_the_time_of_a_stored_request_is_its_handlers_in_full_however_late_it_was_sent() -> None:
+    call = Call("me.1", "svc", b"{}", DURABLE | ONE_WAY, 10.0, lambda *_: None)
+    call.patience_s = 8.0
+    call.route()
+    properties = call.properties(9.5)
+    assert properties.expiration is None
+    assert properties.headers["patience"] == 8000

@@ -131,6 +131,27 @@ def test_a_one_way_request_that_is_returned_waits_for_a_channel_that_confirms(ra
     gate.open()
 
 
+def test_a_call_that_nobody_had_outlives_another_cut(rabbit: RabbitEngine) -> None:
+    client = a_client(rabbit)
+    cut(link_of(client))
+    wait_for(lambda: client._confirming is None)
+    wait_for(lambda: client._confirming is not None)
+    calls = [Call(client), Call(client, flags=IDEMPOTENT)]
+    wait_for(lambda: len(client._unknown) == 2)
+    cut(link_of(client))
+    wait_for(lambda: client._confirming is None)
+    seen: list[bytes] = []
+
+    def handler(delivery: Delivery) -> None:
+        seen.append(delivery.envelope)
+        delivery.reply(200, b"")
+
+    rabbit.instance(handler)
+    assert [call.status for call in calls] == [200, 200]
+    assert Call(client).status == 200
+    assert len(seen) == 3
+
+
 def test_a_call_is_sent_again_once_only(rabbit: RabbitEngine) -> None:
     gate = Gate()
     rabbit.instance(gate)

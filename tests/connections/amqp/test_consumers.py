@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
+from butler_mesh.connections.amqp.consumers import Consumers
 from butler_mesh.connections.amqp.dead import DeadLetters
+from butler_mesh.connections.amqp.instance import AmqpInstance
 from butler_mesh.connections.base import Delivery
 from butler_mesh.protocol.mesh import DURABLE, ONE_WAY
 from tests.brokers import Broker
 from tests.connections.contract import PATIENCE_S, Call, Gate
+from tests.connections.cutting import cut, link_of
 from tests.connections.engines import RabbitEngine
 from tests.waiting import wait_for
 
@@ -88,3 +93,58 @@ def test_a_queue_of_stored_requests_that_is_deleted_is_read_again_with_care(
     assert instance.wait_until_registered(PATIENCE_S)
     assert Call(client, flags=STORED).status == 202
     wait_for(lambda: gate.left == 2)
+
+
+class FakeChannel:
+    """Says yes to everything, at once."""
+
+    connection = SimpleNamespace(server_properties={"version": "3.10"})
+
+    def __init__(self) -> None:
+        self.cancelled: list[str] = []
+        self.tags = (f"tag-{n}" for n in itertools.count())
+
+    def add_on_cancel_callback(self, callback: object) -> None: ...
+
+    def queue_declare(self, *_: object, **__: object) -> None: ...
+
+    def basic_qos(self, **_: object) -> None: ...
+
+    def basic_consume(self, queue: str, on_message: object, callback: Any) -> str:
+        tag = next(self.tags)
+        callback(SimpleNamespace(method=SimpleNamespace(consumer_tag=tag)))
+        return tag
+
+    def basic_cancel(self, tag: str) -> None:
+        self.cancelled.append(tag)
+
+
+def test_what_a_consumer_is_given_while_it_is_cancelled_is_still_of_its_queue() -> None:
+    consumers = Consumers(
+        ["svc"], "svc", is_durable=True, credit=10, expires_ms=1000, on_message=lambda *_: None
+    )
+    channel = FakeChannel()
+    consumers.open(channel)
+    consumers.hurry("tag-0")  # of the other queue
+    assert not channel.cancelled
+    for _ in range(2):
+        consumers.hurry("tag-1")
+    assert channel.cancelled == ["tag-1"]
+    assert [consumers.queue_of(f"tag-{n}") for n in range(4)] == ["svc", "svc:durable", "svc:durable", ""]
+    consumers.close()
+    assert sorted(channel.cancelled) == ["tag-0", "tag-1", "tag-2"]
+
+
+def test_running_ones_are_recognised_all_of_them_after_a_cut(rabbit: RabbitEngine) -> None:
+    stored(rabbit, *[b"%d" % n for n in range(10)])
+    gate = Gate()
+    instance = rabbit.instance(gate, durable=True, credit=10)
+    assert isinstance(instance, AmqpInstance)
+    wait_for(lambda: gate.now == 10)
+    cut(link_of(instance))
+    wait_for(lambda: [job.session for job in instance._jobs.values()] == [2] * 10)
+    gate.open()
+    wait_for(lambda: gate.left == 10)
+    assert Call(rabbit.client(), flags=STORED).status == 202
+    wait_for(lambda: gate.left == 11)
+    assert len(gate.arrived) == 11

@@ -472,3 +472,40 @@ def test_what_expired_in_the_queue_is_answered_by_nobody_else(rabbit: RabbitEngi
     assert first.status == 200
     assert Call(client).status == 200
     assert len(heard) <= 3  # two replies, and perhaps one for what was held
+
+
+def test_stored_requests_without_an_id_are_told_apart(durable: RabbitEngine, broker: Broker) -> None:
+    gate = Gate()
+    seen: list[bytes] = []
+
+    def handler(delivery: Delivery) -> None:
+        seen.append(delivery.envelope)
+        if delivery.envelope == b"slow":
+            gate(delivery)
+        else:
+            delivery.reply(503 if seen.count(b"flaky") == 1 else 200, b"")
+
+    durable.instance(handler, durable=True, credit=2)
+    with broker.connect() as connection:
+        for body in (b"slow", b"flaky"):
+            connection.channel().basic_publish("", "svc:durable", body)
+    wait_for(lambda: sorted(seen) == [b"flaky", b"flaky", b"slow"])
+    gate.open()
+
+
+def test_an_instance_that_stops_does_not_take_for_new_what_another_had_begun(
+    rabbit: RabbitEngine, broker: Broker
+) -> None:
+    gate = Gate()
+    first = rabbit.instance(gate, credit=1)
+    client = rabbit.client()
+    call = Call(client, within_s=30.0)
+    wait_for(lambda: gate.now == 1)
+    second = rabbit.instance(echo)
+    # As it is between its word to the broker and the broker's.
+    second._is_taking = False  # type: ignore[attr-defined]
+    first.abandon()
+    assert call.status == 502
+    second._is_taking = True  # type: ignore[attr-defined]
+    assert Call(client).status == 200
+    gate.open()

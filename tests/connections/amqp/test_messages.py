@@ -82,3 +82,13 @@ def test_a_reply_arrives(final: bool, kind: int) -> None:
 def test_what_is_no_reply_is_a_value_error(properties: BasicProperties) -> None:
     with pytest.raises(ValueError, match=r"number|neither"):
         messages.reply_kind(properties)
+
+
+def test_a_request_that_was_given_back_tells_nothing_of_its_clients_clock() -> None:
+    clocks = Clocks()
+    own, again = a_request(remaining_ms=8000), a_request(remaining_ms=8000, sent_ms=15_000)
+    again.headers["clock"] = "svc-host-1"
+    # The client's clock is five seconds behind; the instance's, which gave one back, is not.
+    assert messages.remaining_s(own, clocks, 15_000, 0.0) == 8.0
+    assert messages.remaining_s(again, clocks, 15_000, 0.0) == 8.0
+    assert messages.remaining_s(own, clocks, 15_000, 0.0) == 8.0
