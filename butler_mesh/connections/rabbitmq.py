@@ -11,7 +11,7 @@
   to another instance, now or later; after six failures it is put with the dead, in ``SERVICE:dead``.
 * An absent far side: a call waits up to 3 s for a broker, then 503; a service without a queue is 404 at
   once, but for 5 s after a lost connection it is waited for. The queue outlives its last reader by a minute,
-  in which requests wait for the next one; a broker that crashes forgets it.
+  in which requests wait for the next one; a broker that crashes forgets it. A queue of 10 000 is full: 503.
 """
 
 from __future__ import annotations
