@@ -42,11 +42,13 @@ class Lifetime:
         self.is_running = True
         is_main = threading.current_thread() is threading.main_thread()
         if is_main:
-            if not Lifetime._running:
+            is_first = not Lifetime._running
+            # Before there is a handler: a signal that comes as soon as there is one means us.
+            Lifetime._running.append(self)
+            if is_first:
                 Lifetime._was_told = False
                 # Not gevent's watchers: those wait for the hub, which a computing handler keeps busy.
                 Lifetime._before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
-            Lifetime._running.append(self)
         # A loop without watchers would end: whoever waits for a signal waits for something.
         reason_to_live = get_hub().loop.async_()
         reason_to_live.start(_nothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Any
@@ -26,6 +27,26 @@ def test_run_starts_waits_for_stop_and_closes() -> None:
     lifetime.stop()
     running.get(timeout=5)
     assert log == ["start", "close"]
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_a_signal_that_comes_as_soon_as_there_is_a_handler_counts(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install = signal.signal
+    sent: list[signal.Signals] = []
+
+    def install_and_send(which: signal.Signals, handler: Any) -> Any:
+        before = install(which, handler)
+        if which is number and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return before
+
+    monkeypatch.setattr(signal, "signal", install_and_send)
+    with gevent.Timeout(5.0):
+        Lifetime().run(lambda: None, lambda: None)
+    assert sent == [number]
 
 
 def test_what_start_raises_comes_out_after_closing() -> None:
